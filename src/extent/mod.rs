@@ -46,6 +46,13 @@ impl Kind for Extents {
     fn cut(items: &mut Vec<Extent>, from: &u64, to: &u64) -> u64 {
         cut(items, *from, *to).1
     }
+    fn blocks(item: &Extent) -> Option<(u64, u64)> {
+        item.block().map(|block| (block, item.len()))
+    }
+    fn same(a: &Extent, b: &Extent) -> bool {
+        a.lba == b.lba && a.block() == b.block() && a.len() == b.len()
+    }
+    const DEFER_DROPS: bool = true;
     fn encode_leaf(items: &[Extent], block: &mut [u8; BLOCK]) -> u64 {
         encode_leaf(items, block)
     }
@@ -114,32 +121,39 @@ pub(crate) fn find(map: &Map, lba: u64, store: &Store, held: &Held<Extents>) -> 
 }
 
 /// Replaces what `fill` covers by `fill` (at most one chunk's run, or zeroes of any length).
-/// Returns the change in mapped data blocks.
-pub(crate) fn replace(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: Extent) -> Result<i64, Miss> {
+pub(crate) fn replace(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: Extent) -> Result<(), Miss> {
     let (lba, end) = (fill.lba, fill.end());
-    let done = map.edit(cx, &lba, |items, upper| {
+    let within = map.edit(cx, &lba, |items, upper| {
         if upper.is_some_and(|u| *u < end) {
-            return (None, 0);
+            return (false, 0);
         }
-        let change = put(items, fill, g);
-        (Some(change), change)
+        (true, put(items, fill, g))
     })?;
-    if let Some(change) = done {
-        return Ok(change);
+    if within {
+        return Ok(());
     }
-    // The range passes the bounds of its leaf: empty it as a whole, then fill leaf by leaf (E2).
-    let mut change = -(map.cut(cx, &lba, &end)? as i64);
+    // The range passes the bounds of its leaf: empty it as a whole, then fill leaf by leaf (E2). From the
+    // cut on nobody may see the map, so nodes that are missing are fetched on the spot.
+    map.cut(cx, &lba, &end)?;
     let mut at = lba;
     while at < end {
-        let (to, added) = map.edit(cx, &at, |items, upper| {
-            let to = upper.map_or(end, |u| end.min(*u));
-            let added = put(items, fill.slice(at, to), g);
-            ((to, added), added)
-        })?;
-        change += added;
-        at = to;
+        let mut held = Held::new();
+        at = loop {
+            let cx = Cx { store: cx.store, held: &held, dirtied: cx.dirtied };
+            let filled = map.edit(&cx, &at, |items, upper| {
+                let to = upper.map_or(end, |u| end.min(*u));
+                (to, put(items, fill.slice(at, to), g))
+            });
+            match filled {
+                Ok(to) => break to,
+                Err(Miss(r)) => {
+                    let node = cx.store.fetch::<Extents>(&r).map_err(|_| Miss(r))?;
+                    held.add(r.a, node);
+                }
+            }
+        };
     }
-    Ok(change)
+    Ok(())
 }
 
 /// Puts `fill` among the items of one leaf, joined with its neighbours where they continue each other.

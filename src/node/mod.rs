@@ -16,5 +16,5 @@
 mod store;
 mod tree;
 
-pub(crate) use store::{Held, Store};
+pub(crate) use store::{CHECKSUM_KEY, Held, Store};
 pub(crate) use tree::{Cx, Got, Kid, Kind, Link, Miss, Node, Tree};

@@ -24,6 +24,12 @@ pub(crate) trait Kind: Sized + Send + Sync + 'static {
     fn weight(items: &[Self::Item]) -> u64;
     /// Removes everything in `from..to`; returns the weight removed. May leave one item more than before.
     fn cut(items: &mut Vec<Self::Item>, from: &Self::Key, to: &Self::Key) -> u64;
+    /// Runs of data blocks that a leaf item names.
+    fn blocks(item: &Self::Item) -> Option<(u64, u64)>;
+    /// Whether two items name the same blocks at the same key.
+    fn same(a: &Self::Item, b: &Self::Item) -> bool;
+    /// Whether dropped subtrees go to the reclaim queue instead of being walked by the checkpoint at once.
+    const DEFER_DROPS: bool;
     /// Returns the base for the header.
     fn encode_leaf(items: &[Self::Item], block: &mut [u8; BLOCK]) -> u64;
     fn encode_inner(kids: &[(Self::Key, NodeRef, u64)], block: &mut [u8; BLOCK]);
@@ -170,21 +176,24 @@ impl<K: Kind> Node<K> {
         Ok(node)
     }
 
-    /// Encodes for the given places. Every child has a home by now.
-    pub(crate) fn encode(&self, mut h: NodeHeader, block: &mut [u8; BLOCK]) {
+    /// Encodes for the given places; `home` says where a child that has none yet is going to be.
+    pub(crate) fn encode(
+        &self,
+        mut h: NodeHeader,
+        home: &dyn Fn(&Link<K>) -> Option<NodeRef>,
+        block: &mut [u8; BLOCK],
+    ) -> Option<()> {
         if self.is_leaf() {
             h.count = self.items.len() as u16;
             h.base = K::encode_leaf(&self.items, block);
         } else {
             h.count = self.kids.len() as u16;
-            let kids: Vec<_> = self
-                .kids
-                .iter()
-                .map(|k| (k.key.clone(), k.link.home().expect("children are written first"), k.weight))
-                .collect();
-            K::encode_inner(&kids, block);
+            let kids: Option<Vec<_>> =
+                self.kids.iter().map(|k| Some((k.key.clone(), home(&k.link)?, k.weight))).collect();
+            K::encode_inner(&kids?, block);
         }
         h.encode(block);
+        Some(())
     }
 
     /// This node as the cache may hold it: children by address only (N3).

@@ -1,0 +1,586 @@
+//! Space between two checkpoints: claims, free runs, and the checksums of blocks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+
+use super::Bits;
+use super::index::{self, Want};
+use crate::error::{Corruption, Error, Result};
+use crate::format::chunk::{ChunkEntry, ChunkKind, Counts};
+use crate::format::superblock::Totals;
+use crate::format::{BlockKind, NodeRef, page_sum};
+use crate::node::Store;
+use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, Geometry, MAX_RUN_BLOCKS};
+
+/// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries.
+pub(crate) struct ChecksumPage([AtomicU32; MAX_RUN_BLOCKS as usize]);
+
+impl ChecksumPage {
+    pub(crate) fn zeroed() -> Self {
+        Self([const { AtomicU32::new(0) }; MAX_RUN_BLOCKS as usize])
+    }
+    pub(crate) fn decode(page: &[u8; BLOCK]) -> Self {
+        let this = Self::zeroed();
+        for (slot, bytes) in this.0.iter().zip(page.chunks_exact(4)) {
+            slot.store(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), Ordering::Relaxed);
+        }
+        this
+    }
+    pub(crate) fn encode(&self, page: &mut [u8; BLOCK]) {
+        for (slot, bytes) in self.0.iter().zip(page.chunks_exact_mut(4)) {
+            bytes.copy_from_slice(&slot.load(Ordering::Relaxed).to_le_bytes());
+        }
+    }
+    #[inline]
+    pub(crate) fn get(&self, i: usize) -> u32 {
+        self.0[i].load(Ordering::Acquire)
+    }
+    #[inline]
+    pub(crate) fn set(&self, i: usize, crc: u32) {
+        self.0[i].store(crc, Ordering::Release);
+    }
+}
+
+/// The index of the last durable checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexRoot {
+    pub(crate) root: Option<NodeRef>,
+    /// Chunks in the pool, which may be more than that checkpoint knew.
+    pub(crate) chunks: u64,
+    pub(crate) totals: Totals,
+}
+
+/// A free run of blocks in a data chunk, now the caller's.
+#[derive(Clone)]
+pub(crate) struct Run {
+    pub(crate) addr: BlockAddr,
+    pub(crate) len: u64,
+    pub(crate) checksums: Arc<ChecksumPage>,
+}
+
+/// What happened to a data chunk since the last durable checkpoint.
+struct Touched {
+    /// Free in the last durable checkpoint.
+    base_free: Bits,
+    /// Taken before the freeze of the checkpoint under way.
+    frozen: Bits,
+    /// Taken since.
+    taken: Bits,
+    checksums: Arc<ChecksumPage>,
+    /// It was free as a whole in the last durable checkpoint.
+    fresh: bool,
+}
+
+#[derive(Default)]
+struct State {
+    touched: BTreeMap<u64, Touched>,
+    /// Free runs found and not yet handed out.
+    found: VecDeque<(u64, usize, usize)>,
+    /// Longest runs first: the least run searched for now.
+    class: u16,
+    cursor: u64,
+    /// Data blocks taken since the last durable checkpoint.
+    taken: u64,
+    /// Promised to writers, not yet taken.
+    claimed: u64,
+    /// Free chunks that data has opened since the last durable checkpoint.
+    opened: u64,
+    /// Free chunks that the checkpoint under way uses for metadata.
+    meta_opened: Vec<u64>,
+    /// Blocks of chunks whose count page is damaged: not offered.
+    lost: u64,
+}
+
+/// Blocks of the pool by use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct PoolBlocks {
+    pub(crate) total: u64,
+    pub(crate) fixed: u64,
+    pub(crate) data_used: u64,
+    pub(crate) meta_used: u64,
+    pub(crate) free: u64,
+    pub(crate) reserved: u64,
+    /// What the pool may grow to.
+    pub(crate) limit: u64,
+}
+
+/// Blocks promised to a writer. Dropping it gives back what was not taken.
+#[must_use]
+pub(crate) struct Claim<'a> {
+    space: &'a Space,
+    pub(crate) left: u64,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.space.state.lock().claimed -= self.left;
+    }
+}
+
+/// Space of a pool.
+pub(crate) struct Space {
+    pub(crate) geometry: Geometry,
+    pub(crate) store: Arc<Store>,
+    pub(crate) index: RwLock<IndexRoot>,
+    state: Mutex<State>,
+    /// Held while looking for free runs, so that nobody looks twice and `state` is free meanwhile.
+    refill: Mutex<()>,
+    limit_bytes: u64,
+    /// Nodes that may be dirty at once: twice this, and pages, are reserved for metadata (P7).
+    pub(crate) dirty_limit: u64,
+    host_end: AtomicU64,
+}
+
+impl Space {
+    pub(crate) fn new(geometry: Geometry, store: Arc<Store>, index: IndexRoot, limit_bytes: u64, dirty_limit: u64) -> Self {
+        let host_end = AtomicU64::new(geometry.bytes_for(index.chunks));
+        store.set_end(geometry.bytes_for(index.chunks) / BLOCK_BYTES);
+        let state = State { class: geometry.blocks_per_chunk as u16, ..State::default() };
+        Self {
+            geometry,
+            store,
+            index: RwLock::new(index),
+            state: Mutex::new(state),
+            refill: Mutex::new(()),
+            limit_bytes,
+            dirty_limit,
+            host_end,
+        }
+    }
+
+    /// Chunks that metadata may still need (A5): all nodes that may be dirty, twice, a count and a checksum
+    /// page for every chunk that can be touched, and the index above them.
+    pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
+        let pages = (2 * chunks).min(16 * self.dirty_limit);
+        2 * self.dirty_limit + pages + 4 * (chunks / index::FANOUT + 2) + 8
+    }
+
+    fn free_chunks_for_data(&self, index: &IndexRoot, s: &State) -> u64 {
+        let bpc = self.geometry.blocks_per_chunk;
+        let free = index.chunks - index.totals.data_chunks - index.totals.meta_chunks;
+        let free = free.saturating_sub(s.opened + s.meta_opened.len() as u64);
+        let reserve = self.reserve_blocks(index.chunks).saturating_sub(index.totals.meta_free);
+        free.saturating_sub(reserve.div_ceil(bpc))
+    }
+
+    fn available(&self, index: &IndexRoot, s: &State) -> u64 {
+        let bpc = self.geometry.blocks_per_chunk;
+        let in_chunks = index.totals.data_free + s.opened * bpc;
+        (in_chunks + self.free_chunks_for_data(index, s) * bpc).saturating_sub(s.taken + s.claimed + s.lost)
+    }
+
+    /// Promises `blocks` data blocks, growing the pool if it must and may.
+    pub(crate) fn claim(&self, blocks: u64) -> Result<Claim<'_>> {
+        loop {
+            let (available, chunks) = {
+                let index = self.index.read();
+                let mut s = self.state.lock();
+                let available = self.available(&index, &s);
+                if available >= blocks {
+                    s.claimed += blocks;
+                    return Ok(Claim { space: self, left: blocks });
+                }
+                (available, index.chunks)
+            };
+            if !self.grow(chunks, blocks - available)? {
+                return Err(Error::OutOfSpace {
+                    needed_bytes: blocks * BLOCK_BYTES,
+                    available_bytes: available * BLOCK_BYTES,
+                });
+            }
+        }
+    }
+
+    /// Blocks that a write could still have without growing.
+    pub(crate) fn available_blocks(&self) -> u64 {
+        self.available(&self.index.read(), &self.state.lock())
+    }
+
+    /// Adds chunks: a step of an eighth of the pool, at least what is asked for, within the limit.
+    /// False when the limit or the device does not allow one more.
+    fn grow(&self, seen_chunks: u64, blocks: u64) -> Result<bool> {
+        let _one = self.refill.lock();
+        let now = self.index.read().chunks;
+        if now != seen_chunks {
+            return Ok(true);
+        }
+        if !self.store.device.can_grow() {
+            return Ok(false);
+        }
+        let g = &self.geometry;
+        let chunk_bytes = g.blocks_per_chunk * BLOCK_BYTES;
+        let most = (self.limit_bytes.saturating_sub(g.first_chunk_block * BLOCK_BYTES)) / chunk_bytes;
+        let step = (now / 8).clamp(1, 64).max(blocks.div_ceil(g.blocks_per_chunk) + 1);
+        let mut want = (now + step).min(most);
+        while want > now {
+            let (from, to) = (g.bytes_for(now), g.bytes_for(want));
+            // The host's space and the new length are durable before anything can refer to them.
+            match self.store.device.allocate(from, to - from).and_then(|()| self.store.device.sync()) {
+                Ok(()) => {
+                    self.index.write().chunks = want;
+                    self.host_end.store(to, Ordering::Relaxed);
+                    self.store.set_end(to / BLOCK_BYTES);
+                    let mut s = self.state.lock();
+                    s.class = g.blocks_per_chunk as u16;
+                    s.cursor = now;
+                    return Ok(true);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull && want > now + 1 => want = now + 1,
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(false),
+                Err(source) => {
+                    return Err(Error::Io { op: "allocate", offset: from, len: to - from, source });
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    pub(crate) fn entry(&self, chunk: u64) -> Result<ChunkEntry> {
+        let root = self.index.read().root;
+        index::entry(&self.store, &self.geometry, root.as_ref(), chunk)
+    }
+
+    /// Counts of a chunk in the last durable checkpoint.
+    pub(crate) fn counts_of(&self, e: &ChunkEntry) -> Result<Counts> {
+        let blocks = self.geometry.blocks_per_chunk as usize;
+        let Some(page) = e.counts else { return Ok(Counts::uniform(blocks, e.uniform)) };
+        if let Some(counts) = self.store.page::<Counts>(page.addr.raw(), page.sum) {
+            return Ok(Counts::clone(&counts));
+        }
+        let bytes = self.read_page(page, BlockKind::Counts)?;
+        let counts = Counts::decode(&bytes, e.width, blocks, page.addr)?;
+        self.store.keep(page.addr.raw(), page.sum, counts.memory_bytes(), Arc::new(counts.clone()));
+        Ok(counts)
+    }
+
+    pub(crate) fn read_page(&self, page: crate::format::chunk::PageRef, kind: BlockKind) -> Result<Box<[u8; BLOCK]>> {
+        let bytes = self.store.read_block(page.addr, kind.name())?;
+        let sum = page_sum(&bytes[..], &self.store.uuid, kind, page.addr);
+        if sum != page.sum {
+            let (want, got) = (format!("{:#x}", page.sum), format!("{sum:#x}"));
+            return Err(Corruption::new(kind.name(), page.addr.raw(), "checksum", want, got).into());
+        }
+        Ok(bytes)
+    }
+
+    /// Checksums of the blocks of `chunk`.
+    #[inline]
+    pub(crate) fn checksums(&self, chunk: u64) -> Result<Arc<ChecksumPage>> {
+        if let Some(page) = self.store.page::<ChecksumPage>(crate::node::CHECKSUM_KEY | chunk, 0) {
+            return Ok(page);
+        }
+        self.load_checksums(chunk)
+    }
+
+    fn load_checksums(&self, chunk: u64) -> Result<Arc<ChecksumPage>> {
+        if let Some(t) = self.state.lock().touched.get(&chunk) {
+            return Ok(Arc::clone(&t.checksums));
+        }
+        let e = self.entry(chunk)?;
+        let page = match e.checksums {
+            Some(page) => Arc::new(ChecksumPage::decode(&*self.read_page(page, BlockKind::Checksums)?)),
+            None => Arc::new(ChecksumPage::zeroed()),
+        };
+        // Under the lock: whoever touches the chunk and whoever reads it must share one page.
+        let s = self.state.lock();
+        let page = match s.touched.get(&chunk) {
+            Some(t) => Arc::clone(&t.checksums),
+            None => self.store.page(crate::node::CHECKSUM_KEY | chunk, 0).unwrap_or(page),
+        };
+        self.store.keep(crate::node::CHECKSUM_KEY | chunk, 0, BLOCK, Arc::clone(&page));
+        Ok(page)
+    }
+
+    /// Hands out a free run of at most `most` blocks against a claim.
+    pub(crate) fn take(&self, claim: &mut Claim<'_>, most: u64) -> Result<Run> {
+        let most = most.min(claim.left).max(1);
+        loop {
+            {
+                let mut s = self.state.lock();
+                if let Some((chunk, start, len)) = s.found.pop_front() {
+                    let n = len.min(most as usize);
+                    if n < len {
+                        s.found.push_front((chunk, start + n, len - n));
+                    }
+                    let Some(t) = s.touched.get_mut(&chunk) else { continue };
+                    t.taken.insert(start, n);
+                    let run = Run {
+                        addr: self.geometry.chunk_start(chunk) + start as u64,
+                        len: n as u64,
+                        checksums: Arc::clone(&t.checksums),
+                    };
+                    s.taken += n as u64;
+                    s.claimed -= n as u64;
+                    claim.left -= n as u64;
+                    return Ok(run);
+                }
+            }
+            if !self.find_more()? {
+                return Err(Error::OutOfSpace { needed_bytes: claim.left * BLOCK_BYTES, available_bytes: 0 });
+            }
+        }
+    }
+
+    /// Finds the next chunk with free runs, longest classes first. False when there is none left.
+    fn find_more(&self) -> Result<bool> {
+        let _one = self.refill.lock();
+        let bpc = self.geometry.blocks_per_chunk as u16;
+        loop {
+            let index = *self.index.read();
+            let (class, cursor, may_open) = {
+                let s = self.state.lock();
+                if !s.found.is_empty() {
+                    return Ok(true);
+                }
+                (s.class, s.cursor, self.free_chunks_for_data(&index, &s) > 0)
+            };
+            let (g, store, root) = (&self.geometry, &self.store, index.root.as_ref());
+            let mut hit = index::search(store, g, root, index.chunks, cursor, Want::Data(class))?;
+            if class == bpc && may_open {
+                let free = self.search_free(&index, cursor)?;
+                hit = [hit, free].into_iter().flatten().min();
+            }
+            let Some(chunk) = hit else {
+                let mut s = self.state.lock();
+                if class == 1 {
+                    return Ok(false);
+                }
+                s.class = class / 2;
+                s.cursor = 0;
+                continue;
+            };
+            self.open(chunk, class)?;
+        }
+    }
+
+    /// The next chunk that is free and not opened since the checkpoint.
+    fn search_free(&self, index: &IndexRoot, from: u64) -> Result<Option<u64>> {
+        let mut from = from;
+        loop {
+            let root = index.root.as_ref();
+            let hit = index::search(&self.store, &self.geometry, root, index.chunks, from, Want::Free)?;
+            let Some(chunk) = hit else { return Ok(None) };
+            let s = self.state.lock();
+            if !s.touched.contains_key(&chunk) && !s.meta_opened.contains(&chunk) {
+                return Ok(Some(chunk));
+            }
+            from = chunk + 1;
+        }
+    }
+
+    /// Offers the free runs of `chunk` that are at least `class` long.
+    fn open(&self, chunk: u64, class: u16) -> Result<()> {
+        self.touch(chunk)?;
+        let mut s = self.state.lock();
+        s.cursor = chunk + 1;
+        let s = &mut *s;
+        if let Some(t) = s.touched.get(&chunk) {
+            let mut free = t.base_free.clone();
+            free.subtract(&t.frozen);
+            free.subtract(&t.taken);
+            s.found.extend(free.runs().filter(|r| r.1 >= class as usize).map(|(at, len)| (chunk, at, len)));
+        }
+        Ok(())
+    }
+
+    /// Brings what is known of a data chunk into memory; a free chunk becomes a data chunk.
+    fn touch(&self, chunk: u64) -> Result<()> {
+        if self.state.lock().touched.contains_key(&chunk) {
+            return Ok(());
+        }
+        let e = self.entry(chunk)?;
+        let base_free = match self.counts_of(&e) {
+            Ok(counts) if e.kind != ChunkKind::Meta => Bits::free_in(&counts),
+            Ok(_) => {
+                return Err(Corruption::new("chunk", chunk, "kind", "data or free", "metadata").into());
+            }
+            Err(Error::Corrupt(_)) => {
+                // Nothing of this chunk can be handed out; everything in it stays readable.
+                self.state.lock().lost += u64::from(e.free);
+                Bits::none()
+            }
+            Err(other) => return Err(other),
+        };
+        let checksums = match self.checksums(chunk) {
+            Ok(page) => page,
+            Err(Error::Corrupt(_)) => {
+                self.state.lock().lost += u64::from(e.free);
+                let mut s = self.state.lock();
+                s.cursor = chunk + 1;
+                return Ok(());
+            }
+            Err(other) => return Err(other),
+        };
+        let mut s = self.state.lock();
+        let fresh = e.kind == ChunkKind::Free;
+        if s.touched.contains_key(&chunk) {
+            return Ok(());
+        }
+        if fresh {
+            s.opened += 1;
+        }
+        let touched = Touched { base_free, frozen: Bits::none(), taken: Bits::none(), checksums, fresh };
+        s.touched.insert(chunk, touched);
+        Ok(())
+    }
+
+    /// Recovery: a record names these blocks (R1: they must be free in the checkpoint; R3: taken before
+    /// anything is allocated). Sets their checksums.
+    pub(crate) fn adopt(&self, addr: BlockAddr, crcs: &[u32]) -> Result<()> {
+        let index = *self.index.read();
+        let bad = |found: String| {
+            Error::from(Corruption::new("log record", addr.raw(), "data run", "free blocks of a chunk", found))
+        };
+        let Some((chunk, start)) = self.geometry.locate(addr).filter(|(c, _)| *c < index.chunks) else {
+            return Err(bad("outside the pool".into()));
+        };
+        if start + crcs.len() > self.geometry.blocks_per_chunk as usize {
+            return Err(bad("across chunks".into()));
+        }
+        self.touch(chunk)?;
+        let mut s = self.state.lock();
+        let Some(t) = s.touched.get_mut(&chunk) else { return Err(bad("in a damaged chunk".into())) };
+        let mut fresh = 0;
+        for (i, crc) in crcs.iter().enumerate() {
+            if !t.base_free.get(start + i) {
+                return Err(bad(format!("block {} in use", start + i)));
+            }
+            fresh += u64::from(!t.taken.get(start + i));
+            t.checksums.set(start + i, *crc);
+        }
+        t.taken.insert(start, crcs.len());
+        s.taken += fresh;
+        Ok(())
+    }
+
+    /// Recovery: a dropped record names these blocks. They stay out of use until the checkpoint that ends
+    /// recovery is durable, so that being cut again leads to the same decision (R3).
+    pub(crate) fn reserve(&self, addr: BlockAddr, len: u64) {
+        let chunks = self.index.read().chunks;
+        let g = &self.geometry;
+        let Some((chunk, start)) = g.locate(addr).filter(|(c, at)| *c < chunks && *at as u64 + len <= g.blocks_per_chunk)
+        else {
+            return;
+        };
+        if self.touch(chunk).is_err() {
+            return;
+        }
+        let mut s = self.state.lock();
+        let s = &mut *s;
+        if let Some(t) = s.touched.get_mut(&chunk) {
+            for i in start..start + len as usize {
+                if t.base_free.get(i) && !t.taken.get(i) {
+                    t.taken.insert(i, 1);
+                    s.taken += 1;
+                }
+            }
+        }
+    }
+
+    /// The freeze of a checkpoint: what is taken so far belongs to it.
+    pub(crate) fn freeze(&self) {
+        let mut s = self.state.lock();
+        for t in s.touched.values_mut() {
+            t.frozen.add(&t.taken);
+            t.taken = Bits::none();
+        }
+    }
+
+    /// Data chunks with blocks taken before the freeze, with their checksums.
+    pub(crate) fn frozen_chunks(&self) -> Vec<(u64, Arc<ChecksumPage>)> {
+        let s = self.state.lock();
+        let frozen = s.touched.iter().filter(|(_, t)| !t.frozen.is_empty());
+        frozen.map(|(c, t)| (*c, Arc::clone(&t.checksums))).collect()
+    }
+
+    /// A free chunk for metadata, from the reserve too.
+    pub(crate) fn open_meta(&self) -> Result<Option<u64>> {
+        let _one = self.refill.lock();
+        let index = *self.index.read();
+        let hit = self.search_free(&index, 0)?;
+        if let Some(chunk) = hit {
+            self.state.lock().meta_opened.push(chunk);
+        }
+        Ok(hit)
+    }
+
+    /// A metadata chunk with a free run of at least `run` blocks, from chunk `from` on.
+    pub(crate) fn search_meta(&self, from: u64, run: u16) -> Result<Option<u64>> {
+        let index = *self.index.read();
+        index::search(&self.store, &self.geometry, index.root.as_ref(), index.chunks, from, Want::Meta(run))
+    }
+
+    /// The checkpoint failed: everything stays taken, nothing was given back.
+    pub(crate) fn thaw(&self) {
+        let mut s = self.state.lock();
+        for t in s.touched.values_mut() {
+            t.taken.add(&t.frozen);
+            t.frozen = Bits::none();
+        }
+        s.meta_opened.clear();
+    }
+
+    /// The checkpoint is durable: its counts say what is free. Called when no reader can still be looking
+    /// at a block that it freed.
+    pub(crate) fn settle(&self, root: Option<NodeRef>, totals: Totals) -> Result<()> {
+        let _one = self.refill.lock();
+        let chunks_now = {
+            let mut index = self.index.write();
+            index.root = root;
+            index.totals = totals;
+            index.chunks
+        };
+        debug_assert!(totals.data_chunks + totals.meta_chunks <= chunks_now);
+        let still: Vec<u64> = {
+            let mut s = self.state.lock();
+            s.meta_opened.clear();
+            s.found.clear();
+            s.class = self.geometry.blocks_per_chunk as u16;
+            s.cursor = 0;
+            s.touched.retain(|_, t| !t.taken.is_empty());
+            s.touched.keys().copied().collect()
+        };
+        // Blocks taken after the freeze stay taken, over the new counts.
+        let (mut taken, mut opened) = (0, 0);
+        for chunk in still {
+            let e = self.entry(chunk)?;
+            let base = Bits::free_in(&self.counts_of(&e)?);
+            let mut s = self.state.lock();
+            if let Some(t) = s.touched.get_mut(&chunk) {
+                t.base_free = base;
+                t.frozen = Bits::none();
+                t.fresh = e.kind == ChunkKind::Free;
+                taken += t.taken.count() as u64;
+                opened += u64::from(t.fresh);
+            }
+        }
+        let mut s = self.state.lock();
+        s.taken = taken;
+        s.opened = opened;
+        s.lost = 0;
+        Ok(())
+    }
+
+    /// Blocks taken since the last durable checkpoint.
+    pub(crate) fn taken_blocks(&self) -> u64 {
+        self.state.lock().taken
+    }
+
+    pub(crate) fn blocks(&self) -> PoolBlocks {
+        let index = *self.index.read();
+        let s = self.state.lock();
+        let bpc = self.geometry.blocks_per_chunk;
+        let t = index.totals;
+        let total = self.geometry.first_chunk_block + index.chunks * bpc;
+        let data_used = t.data_chunks * bpc - t.data_free + s.taken;
+        let meta_used = t.meta_chunks * bpc - t.meta_free;
+        let free = total - self.geometry.first_chunk_block - data_used - meta_used;
+        let reserved = free.saturating_sub(self.available(&index, &s));
+        let (fixed, limit) = (self.geometry.first_chunk_block, self.limit_bytes / BLOCK_BYTES);
+        PoolBlocks { total, fixed, data_used, meta_used, free, reserved, limit }
+    }
+}

@@ -1,0 +1,217 @@
+//! The catalogue: a copy-on-write tree from byte keys to byte values, and the tables that belong to the
+//! engine itself.
+
+use crate::error::{Corruption, Result};
+use crate::format::node::{
+    BODY, MAX_KEY, MAX_VALUE, decode_fences, decode_pairs, encode_fences, encode_pairs,
+};
+use crate::format::{BlockKind, NodeHeader, NodeRef, Reader, Writer};
+use crate::node::{Cx, Got, Held, Kid, Kind, Link, Miss, Store, Tree};
+use crate::units::{BLOCK, ObjectId};
+
+/// Trees of this kind map byte strings to byte strings.
+pub(crate) struct Pairs;
+
+pub(crate) type Catalogue = Tree<Pairs>;
+
+pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+
+/// Table of map roots: key `0xF0`, object id; value: a node reference.
+pub(crate) const TABLE_ROOTS: u8 = 0xF0;
+/// Table of objects whose maps are to be reclaimed: key `0xF1`, object id; value empty.
+pub(crate) const TABLE_TRASH: u8 = 0xF1;
+/// The reclaim queue: key `0xF2`, object id, u16 depth (big-endian); value: a node reference, u16 next child.
+/// The entry owns one reference to the node and has dropped its children before `next`.
+pub(crate) const TABLE_RECLAIM: u8 = 0xF2;
+
+impl Kind for Pairs {
+    type Key = Vec<u8>;
+    type Item = Pair;
+    const LEAF: BlockKind = BlockKind::CatalogueLeaf;
+    const INNER: BlockKind = BlockKind::CatalogueInner;
+    const LEAF_TWIN: bool = true;
+    const LEAF_ROOM: usize = 64;
+    const DEFER_DROPS: bool = false;
+
+    fn key(item: &Pair) -> Vec<u8> {
+        item.0.clone()
+    }
+    fn leaf_fits(items: &[Pair]) -> bool {
+        items.iter().map(|(k, v)| 4 + k.len() + v.len()).sum::<usize>() <= BODY
+    }
+    fn inner_fits(kids: &[Kid<Self>]) -> bool {
+        kids.iter().map(|k| 2 + NodeRef::BYTES + k.key.len()).sum::<usize>() <= BODY
+    }
+    fn weight(_: &[Pair]) -> u64 {
+        0
+    }
+    fn cut(items: &mut Vec<Pair>, from: &Vec<u8>, to: &Vec<u8>) -> u64 {
+        items.retain(|(k, _)| k < from || k >= to);
+        0
+    }
+    fn blocks(_: &Pair) -> Option<(u64, u64)> {
+        None
+    }
+    fn same(a: &Pair, b: &Pair) -> bool {
+        a == b
+    }
+    fn encode_leaf(items: &[Pair], block: &mut [u8; BLOCK]) -> u64 {
+        encode_pairs(items.iter().map(|(k, v)| (k.as_slice(), v.as_slice())), block);
+        0
+    }
+    fn encode_inner(kids: &[(Vec<u8>, NodeRef, u64)], block: &mut [u8; BLOCK]) {
+        encode_fences(kids.iter().map(|(k, r, _)| (k.as_slice(), *r)), block);
+    }
+    fn decode_leaf(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<Pair>, Corruption> {
+        decode_pairs(h, block)
+    }
+    fn decode_inner(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<Kid<Self>>, Corruption> {
+        let kids = decode_fences(h, block)?;
+        Ok(kids.into_iter().map(|(key, node)| Kid { key, weight: 0, link: Link::Disk(node) }).collect())
+    }
+    fn item_bytes(item: &Pair) -> usize {
+        size_of::<Pair>() + item.0.len() + item.1.len() + 32
+    }
+}
+
+/// Runs `f`, fetching every node that it misses.
+pub(crate) fn with_nodes<K: Kind, T>(
+    store: &Store,
+    mut f: impl FnMut(&Held<K>) -> Result<T, Miss>,
+) -> Result<T> {
+    let mut held = Held::new();
+    loop {
+        match f(&held) {
+            Ok(done) => return Ok(done),
+            Err(Miss(r)) => held.add(r.a, store.fetch::<K>(&r)?),
+        }
+    }
+}
+
+pub(crate) fn get(tree: &Catalogue, store: &Store, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    let key = key.to_vec();
+    with_nodes::<Pairs, _>(store, |held| {
+        let Some(root) = &tree.root else { return Ok(None) };
+        let mut at = Got::open(root, store, held)?;
+        while !at.is_leaf() {
+            at = at.child(at.child_for(&key), store, held)?;
+        }
+        let hit = at.items.binary_search_by(|item| item.0.cmp(&key));
+        Ok(hit.ok().map(|i| at.items[i].1.clone()))
+    })
+}
+
+/// The first pair at or after `key` (or, in reverse, the last before it).
+pub(crate) fn neighbour(tree: &Catalogue, store: &Store, key: &[u8], reverse: bool) -> Result<Option<Pair>> {
+    let key = key.to_vec();
+    with_nodes::<Pairs, _>(store, |held| {
+        let Some(root) = &tree.root else { return Ok(None) };
+        let at = Got::open(root, store, held)?;
+        near(&at, store, held, &key, reverse)
+    })
+}
+
+fn near(
+    at: &Got<'_, Pairs>,
+    store: &Store,
+    held: &Held<Pairs>,
+    key: &Vec<u8>,
+    reverse: bool,
+) -> Result<Option<Pair>, Miss> {
+    if at.is_leaf() {
+        let i = at.items.partition_point(|item| item.0 < *key);
+        let i = if reverse { i.checked_sub(1) } else { Some(i) };
+        return Ok(i.and_then(|i| at.items.get(i)).cloned());
+    }
+    let mut i = at.child_for(key);
+    loop {
+        let child = at.child(i, store, held)?;
+        if let Some(pair) = near(&child, store, held, key, reverse)? {
+            return Ok(Some(pair));
+        }
+        let next = if reverse { i.checked_sub(1) } else { Some(i + 1).filter(|n| *n < at.kids.len()) };
+        match next {
+            Some(n) => i = n,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// Sets or removes one pair.
+pub(crate) fn set(
+    tree: &mut Catalogue,
+    store: &Store,
+    dirtied: &std::sync::atomic::AtomicU64,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<()> {
+    let key = key.to_vec();
+    debug_assert!(key.len() <= MAX_KEY && value.is_none_or(|v| v.len() <= MAX_VALUE));
+    if value.is_none() && tree.root.is_none() {
+        return Ok(());
+    }
+    let mut held = Held::new();
+    loop {
+        let cx = Cx { store, held: &held, dirtied };
+        let done = tree.edit(&cx, &key, |items, _| {
+            match (items.binary_search_by(|item| item.0.cmp(&key)), value) {
+                (Ok(i), Some(v)) => items[i].1 = v.to_vec(),
+                (Ok(i), None) => {
+                    items.remove(i);
+                }
+                (Err(i), Some(v)) => items.insert(i, (key.clone(), v.to_vec())),
+                (Err(_), None) => {}
+            }
+            ((), 0)
+        });
+        match done {
+            Ok(()) => return Ok(()),
+            Err(Miss(r)) => held.add(r.a, store.fetch::<Pairs>(&r)?),
+        }
+    }
+}
+
+pub(crate) fn object_key(table: u8, id: ObjectId) -> Vec<u8> {
+    let mut key = vec![table];
+    key.extend_from_slice(&id.0);
+    key
+}
+
+pub(crate) fn queue_key(id: ObjectId, depth: u16) -> Vec<u8> {
+    let mut key = object_key(TABLE_RECLAIM, id);
+    key.extend_from_slice(&depth.to_be_bytes());
+    key
+}
+
+pub(crate) fn object_of(key: &[u8]) -> Option<ObjectId> {
+    Some(ObjectId(key.get(1..17)?.try_into().ok()?))
+}
+
+pub(crate) fn root_value(r: &NodeRef) -> Vec<u8> {
+    let mut value = vec![0; NodeRef::BYTES];
+    NodeRef::encode(Some(r), &mut Writer::new(&mut value));
+    value
+}
+
+pub(crate) fn parse_root(value: &[u8]) -> Result<NodeRef> {
+    let mut r = Reader::new(value, "map root record", 0);
+    let root = NodeRef::decode(&mut r)?;
+    let Some(root) = root else { return Err(r.bad("root", "a reference", "none").into()) };
+    r.finish()?;
+    Ok(root)
+}
+
+pub(crate) fn queue_value(r: &NodeRef, next: u16) -> Vec<u8> {
+    let mut value = root_value(r);
+    value.extend_from_slice(&next.to_le_bytes());
+    value
+}
+
+pub(crate) fn parse_queue(value: &[u8]) -> Result<(NodeRef, u16)> {
+    let (root, next) = value.split_at(value.len().min(NodeRef::BYTES));
+    let root = parse_root(root)?;
+    let mut r = Reader::new(next, "reclaim queue", root.a.raw());
+    let next = r.u16()?;
+    r.finish()?;
+    Ok((root, next))
+}

@@ -1,0 +1,430 @@
+//! The log: one record per commit, one barrier per flush.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::catalogue::Catalogue;
+use super::engine::{Engine, io};
+use super::object::Object;
+use crate::error::{Error, Result};
+use crate::extent::Map;
+use crate::format::record::{
+    Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step,
+};
+use crate::format::superblock::Superblock;
+use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
+
+/// Data blocks that a record may carry instead of sending them home first (32 KiB).
+const INLINE_BLOCKS: u64 = 8;
+/// Carried blocks that may wait for their way home.
+const HOMELESS_BLOCKS: usize = 128;
+/// Bytes of changes after which a commit is made without being asked for (65,536 changes).
+const PENDING_BYTES: u64 = 65_536 * 28;
+
+/// Where the log stands. Its lock is the commit lock: one commit at a time.
+pub(super) struct Log {
+    /// Block in the log area where the next record goes.
+    pub(super) at: u64,
+    /// Blocks between the checkpoint's start and `at`.
+    pub(super) used: u64,
+    /// Sequence of the newest record written.
+    pub(super) sequence: u64,
+    /// Its checksum.
+    pub(super) predecessor: u64,
+    /// Newest sequence that changes something.
+    pub(super) content: u64,
+    /// Newest sequence whose sync has returned.
+    pub(super) durable: u64,
+    /// Newest `durable` that a record says.
+    pub(super) proved: u64,
+    pub(super) epoch: u64,
+    /// Generation of the newest durable checkpoint.
+    pub(super) generation: u64,
+    /// Newest commit (by [`Engine::cuts`]) that is durable.
+    synced_cut: u64,
+    /// Changes that were cut from their objects by a commit which then could not be written.
+    backlog: Vec<(ObjectId, Vec<Change>)>,
+    buf: Vec<u8>,
+}
+
+impl Log {
+    pub(super) fn new(sb: &Superblock) -> Self {
+        Self {
+            at: sb.log_at % sb.geometry.log_blocks,
+            used: 0,
+            sequence: sb.log_sequence,
+            predecessor: sb.log_predecessor,
+            content: sb.log_sequence,
+            durable: sb.log_sequence,
+            proved: sb.log_sequence,
+            epoch: sb.log_epoch,
+            generation: sb.generation,
+            synced_cut: 0,
+            backlog: Vec::new(),
+            buf: Vec::new(),
+        }
+    }
+}
+
+/// The state of one instant, taken by a freeze.
+pub(super) struct Frozen {
+    pub(super) roots: Vec<(Arc<Object>, Map)>,
+    pub(super) catalogue: Catalogue,
+    pub(super) epoch: u32,
+    pub(super) internal_ids: u64,
+    pub(super) log_at: u64,
+    pub(super) log_used: u64,
+    pub(super) log_sequence: u64,
+    pub(super) log_predecessor: u64,
+}
+
+/// Why a commit did not happen.
+pub(super) enum Halt {
+    /// The log has no room: a checkpoint first.
+    LogFull,
+    Failed(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(e: Error) -> Self {
+        Halt::Failed(e)
+    }
+}
+
+fn copies_blocks(bytes: u64) -> u64 {
+    2 * (bytes + 128).div_ceil(BLOCK_BYTES)
+}
+
+impl Engine {
+    /// Bytes of changes that may wait for a record.
+    pub(super) fn pending_cap(&self) -> u64 {
+        (self.space.geometry.log_blocks * BLOCK_BYTES / 16).min(PENDING_BYTES)
+    }
+
+    /// Log blocks that only a freeze may use: it must always find room.
+    fn freeze_reserve(&self) -> u64 {
+        let cap = self.pending_cap();
+        copies_blocks(cap + 8192.min(2 * cap))
+    }
+
+    /// Largest set of steps, in bytes, that one transaction may have.
+    pub(super) fn steps_limit(&self) -> u64 {
+        let blocks = self.space.geometry.log_blocks - self.freeze_reserve();
+        ((blocks / 2).saturating_sub(1) * BLOCK_BYTES).saturating_sub(2 * self.pending_cap()).max(BLOCK_BYTES / 2)
+    }
+
+    /// Makes everything acknowledged before the call durable, with one sync, shared with whoever waits.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.writable()?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        let seen = self.cuts.load(Ordering::SeqCst);
+        loop {
+            let mut log = self.log.lock();
+            self.writable()?;
+            if log.synced_cut > seen {
+                // A commit that began after this call is durable: it covers what this call must (C3).
+                return Ok(());
+            }
+            if log.durable >= log.content
+                && log.backlog.is_empty()
+                && self.dirty.lock().is_empty()
+                && self.buffers.unsynced.load(Ordering::SeqCst) == 0
+            {
+                return Ok(());
+            }
+            match self.commit(&mut log, 0, Vec::new(), true, None) {
+                Ok(()) => return Ok(()),
+                Err(Halt::Failed(e)) => return Err(e),
+                Err(Halt::LogFull) => drop(log),
+            }
+            self.checkpoint()?;
+        }
+    }
+
+    /// Moves pending changes into the log without a sync.
+    pub(super) fn commit_pending(&self) -> Result<()> {
+        loop {
+            let mut log = self.log.lock();
+            self.writable()?;
+            if self.pending_bytes.load(Ordering::Relaxed) < self.pending_cap() / 2 {
+                return Ok(());
+            }
+            match self.commit(&mut log, 0, Vec::new(), false, None) {
+                Ok(()) => return Ok(()),
+                Err(Halt::Failed(e)) => return Err(e),
+                Err(Halt::LogFull) => drop(log),
+            }
+            self.checkpoint()?;
+        }
+    }
+
+    /// One commit: cut, data, record, and with `sync` the barrier (C2).
+    pub(super) fn commit(
+        &self,
+        log: &mut Log,
+        flags: u32,
+        steps: Vec<Step>,
+        sync: bool,
+        freeze: Option<&mut Option<Frozen>>,
+    ) -> Result<(), Halt> {
+        let freezing = freeze.is_some();
+        let log_blocks = self.space.geometry.log_blocks;
+        let steps_bytes: u64 = steps.iter().map(step_bytes).sum();
+        let backlog: usize = log.backlog.iter().map(|(_, c)| group_bytes(c)).sum();
+        let kept = if freezing { 0 } else { self.freeze_reserve() };
+        let waiting = self.pending_bytes.load(Ordering::SeqCst) + 28 * 64;
+        let need = copies_blocks(waiting + backlog as u64 + steps_bytes);
+        if log.used + need + kept > log_blocks && !freezing {
+            return Err(Halt::LogFull);
+        }
+        // What may fail without harm comes before the cut: most of the data is on its way home already.
+        if !steps.is_empty() {
+            self.buffers.write_sealed(&*self.device)?;
+        }
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        let cut = self.cuts.load(Ordering::SeqCst);
+        let unsynced = self.buffers.unsynced.load(Ordering::SeqCst);
+        let snapshot_epoch;
+        let mut groups = std::mem::take(&mut log.backlog);
+        {
+            let _gate = self.gate.write();
+            self.buffers.seal();
+            snapshot_epoch = self.epoch();
+            for object in std::mem::take(&mut *self.dirty.lock()) {
+                let changes = std::mem::take(&mut object.map.write().pending);
+                if !changes.is_empty() {
+                    groups.push((object.id, changes));
+                }
+            }
+            self.pending_bytes.store(0, Ordering::SeqCst);
+            for step in &steps {
+                // Only changes of maps: they belong to this instant. The catalogue follows below.
+                self.apply_map_step(step).map_err(|e| self.poison(e))?;
+            }
+            if let Some(slot) = freeze {
+                *slot = Some(self.take_frozen());
+            }
+        }
+        let has_steps = !steps.is_empty();
+        let written = self.write_commit(log, flags, snapshot_epoch, &groups, &steps, sync, freezing);
+        match written {
+            Ok(()) => {}
+            Err(e) if has_steps || self.poisoned.load(Ordering::SeqCst) => return Err(self.poison(e).into()),
+            Err(e) => {
+                // The data did not reach the device. It stays buffered, the changes wait for the next commit.
+                log.backlog = groups;
+                return Err(e.into());
+            }
+        }
+        for step in &steps {
+            self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
+        }
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        if sync {
+            self.sync_device()?;
+            log.durable = log.sequence;
+            log.synced_cut = cut;
+            self.buffers.unsynced.fetch_sub(unsynced, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync_device(&self) -> Result<()> {
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        self.device.sync().map_err(io("sync", 0, 0)).map_err(|e| self.poison(e))
+    }
+
+    /// Everything that a checkpoint describes, at this instant. The caller holds the gate.
+    fn take_frozen(&self) -> Frozen {
+        let changed = std::mem::take(&mut *self.changed.lock());
+        let roots = changed
+            .into_values()
+            .map(|object| {
+                let mut map = object.map.write();
+                map.changed = false;
+                let tree = map.tree.clone();
+                drop(map);
+                (object, tree)
+            })
+            .collect();
+        self.space.freeze();
+        self.dirtied.store(0, Ordering::Relaxed);
+        Frozen {
+            roots,
+            catalogue: self.catalogue.read().clone(),
+            epoch: self.epoch(),
+            internal_ids: self.internal_ids.load(Ordering::Relaxed),
+            log_at: 0,
+            log_used: 0,
+            log_sequence: 0,
+            log_predecessor: 0,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // One caller; a struct would only name the arguments again.
+    fn write_commit(
+        &self,
+        log: &mut Log,
+        flags: u32,
+        snapshot_epoch: u32,
+        groups: &[(ObjectId, Vec<Change>)],
+        steps: &[Step],
+        sync: bool,
+        freezing: bool,
+    ) -> Result<()> {
+        if groups.is_empty() && steps.is_empty() && !freezing {
+            return self.buffers.write_sealed(&*self.device);
+        }
+        let data = groups.iter().flat_map(|(_, c)| c).filter(|c| c.kind == ChangeKind::Data);
+        let blocks: u64 = data.clone().map(|c| c.len).sum();
+        let room = self.space.geometry.log_blocks - log.used;
+        let mut inline = Vec::new();
+        let small = sync && !freezing && (1..=INLINE_BLOCKS).contains(&blocks);
+        let fits = copies_blocks(blocks * (BLOCK_BYTES + 8) + 4096) + self.freeze_reserve() <= room;
+        if small && fits && self.buffers.waiting_blocks() <= HOMELESS_BLOCKS {
+            let addrs = data.flat_map(|c| c.block..c.block + c.len).map(BlockAddr::new);
+            inline = self.buffers.copies(addrs).unwrap_or_default();
+        }
+        let mut flags = flags | if freezing { FLAG_FREEZE } else { 0 };
+        if inline.is_empty() {
+            self.buffers.write_sealed(&*self.device)?;
+        } else {
+            flags |= FLAG_INLINE;
+        }
+        let groups: Result<Vec<Group>> = groups
+            .iter()
+            .map(|(object, changes)| {
+                let mut crcs = Vec::new();
+                for c in changes.iter().filter(|c| c.kind == ChangeKind::Data) {
+                    self.checksums_of(c.block, c.len, &mut crcs)?;
+                }
+                Ok(Group { object: *object, changes: changes.clone(), crcs })
+            })
+            .collect();
+        let record = Record {
+            flags,
+            snapshot_epoch,
+            groups: groups?,
+            steps: steps.to_vec(),
+            inline,
+            ..Record::default()
+        };
+        self.append(log, record)?;
+        log.content = log.sequence;
+        Ok(())
+    }
+
+    fn checksums_of(&self, block: u64, len: u64, out: &mut Vec<u32>) -> Result<()> {
+        let Some((chunk, at)) = self.space.geometry.locate(BlockAddr::new(block)) else { return Ok(()) };
+        let page = self.space.checksums(chunk)?;
+        out.extend((at..at + len as usize).map(|i| page.get(i)));
+        Ok(())
+    }
+
+    /// Writes `record` behind the newest one. A failure latches the pool: what the log holds is unknown now.
+    fn append(&self, log: &mut Log, mut record: Record) -> Result<()> {
+        record.epoch = log.epoch;
+        record.sequence = log.sequence + 1;
+        record.predecessor = log.predecessor;
+        record.durable = log.durable;
+        record.generation = log.generation;
+        let mut buf = std::mem::take(&mut log.buf);
+        buf.clear();
+        let sum = record.encode(&self.store.uuid, &mut buf);
+        let g = &self.space.geometry;
+        let blocks = (buf.len() / BLOCK) as u64;
+        if log.used + blocks > g.log_blocks {
+            return Err(self.poison(Error::LimitExceeded { what: "log record blocks", limit: g.log_blocks }));
+        }
+        // The area is a ring; a record may continue at its start.
+        let head = blocks.min(g.log_blocks - log.at) as usize * BLOCK;
+        let (first, second) = buf.split_at(head);
+        for (bytes, block) in [(first, g.log_start_block + log.at), (second, g.log_start_block)] {
+            if !bytes.is_empty() {
+                let offset = block * BLOCK_BYTES;
+                let wrote = self.device.write_at(bytes, offset);
+                wrote.map_err(io("write", offset, bytes.len() as u64)).map_err(|e| self.poison(e))?;
+            }
+        }
+        log.at = (log.at + blocks) % g.log_blocks;
+        log.used += blocks;
+        log.sequence += 1;
+        log.predecessor = sum;
+        log.proved = log.durable;
+        self.counters.log_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        if buf.capacity() > 4 << 20 {
+            buf = Vec::new();
+        }
+        log.buf = buf;
+        Ok(())
+    }
+
+    /// Says in the log what is durable, so that recovery need not verify it. No sync: it proves the past.
+    pub(super) fn prove(&self) -> Result<bool> {
+        let mut log = self.log.lock();
+        let room = self.space.geometry.log_blocks - log.used;
+        if log.proved >= log.durable || log.durable < log.content || room < self.freeze_reserve() + 2 {
+            return Ok(false);
+        }
+        self.append(&mut log, Record { flags: FLAG_PROOF, ..Record::default() })?;
+        Ok(true)
+    }
+
+    /// A freeze: a commit that ends what the next checkpoint covers. Without `record` (recovery: nothing is
+    /// pending) only the state is taken.
+    pub(super) fn freeze(&self, record: bool) -> Result<Frozen> {
+        let mut log = self.log.lock();
+        let mut slot = None;
+        if record {
+            match self.commit(&mut log, 0, Vec::new(), false, Some(&mut slot)) {
+                Ok(()) => {}
+                Err(Halt::Failed(e)) => {
+                    if let Some(frozen) = slot {
+                        self.unfreeze(&frozen);
+                    }
+                    return Err(e);
+                }
+                Err(Halt::LogFull) => {
+                    return Err(Error::LimitExceeded {
+                        what: "log blocks",
+                        limit: self.space.geometry.log_blocks,
+                    });
+                }
+            }
+        } else {
+            self.buffers.seal();
+            self.buffers.write_sealed(&*self.device)?;
+            slot = Some(self.take_frozen());
+        }
+        let Some(mut frozen) = slot else { return Err(Error::Poisoned) };
+        frozen.log_at = log.at;
+        frozen.log_used = log.used;
+        frozen.log_sequence = log.sequence;
+        frozen.log_predecessor = log.predecessor;
+        Ok(frozen)
+    }
+
+    /// The checkpoint of this freeze did not happen: its changes are still to be covered.
+    pub(super) fn unfreeze(&self, frozen: &Frozen) {
+        self.space.thaw();
+        for (object, _) in &frozen.roots {
+            let mut map = object.map.write();
+            self.mark_changed(object, &mut map.changed);
+        }
+        self.dirtied.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn group_bytes(changes: &[Change]) -> usize {
+    24 + changes.iter().map(Record::change_bytes).sum::<usize>()
+}
+
+pub(super) fn step_bytes(step: &Step) -> u64 {
+    match step {
+        Step::Put(k, v) => (7 + k.len() + v.len()) as u64,
+        Step::Delete(k) => (3 + k.len()) as u64,
+        Step::CopyMap(..) => 33,
+        Step::NextEpoch => 1,
+        Step::ClearMap(_) => 17,
+    }
+}

@@ -1,0 +1,96 @@
+//! Readers in flight: who may still look at blocks that a checkpoint gives back.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+const SHARDS: usize = 16;
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Shard {
+    /// Readers that entered under even and odd epochs.
+    inside: [AtomicU64; 2],
+}
+
+/// Counts readers by epoch. A reader that entered before [`wait`](Self::wait) was called has left when it
+/// returns; one that enters later cannot see what was current before.
+#[derive(Default)]
+pub(crate) struct Pins {
+    epoch: AtomicU64,
+    shards: [Shard; SHARDS],
+}
+
+/// While it lives, no block that was reachable when it was made is handed out again.
+pub(crate) struct Pin<'a>(&'a AtomicU64);
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static MINE: Cell<usize> = const { Cell::new(usize::MAX) });
+    MINE.with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+        }
+        mine.get()
+    })
+}
+
+impl Pins {
+    pub(crate) fn enter(&self) -> Pin<'_> {
+        let shard = &self.shards[shard()];
+        loop {
+            let epoch = self.epoch.load(Ordering::SeqCst);
+            let count = &shard.inside[(epoch & 1) as usize];
+            count.fetch_add(1, Ordering::SeqCst);
+            // If the epoch moved on in between, the waiter may not have seen us: enter again.
+            if self.epoch.load(Ordering::SeqCst) == epoch {
+                return Pin(count);
+            }
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits until everybody who is inside now has left. One caller at a time (the checkpoint).
+    pub(crate) fn wait(&self) {
+        let old = self.epoch.fetch_add(1, Ordering::SeqCst);
+        for shard in &self.shards {
+            let mut spins = 0u32;
+            while shard.inside[(old & 1) as usize].load(Ordering::SeqCst) != 0 {
+                spins += 1;
+                if spins < 64 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn wait_outlasts_every_earlier_reader() {
+        let pins = Arc::new(Pins::default());
+        let left = Arc::new(AtomicBool::new(false));
+        let pin = pins.enter();
+        let waiter = std::thread::spawn({
+            let (pins, left) = (Arc::clone(&pins), Arc::clone(&left));
+            move || {
+                pins.wait();
+                assert!(left.load(Ordering::SeqCst));
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let _late = pins.enter();
+        left.store(true, Ordering::SeqCst);
+        drop(pin);
+        waiter.join().unwrap();
+    }
+}

@@ -1,0 +1,261 @@
+//! The reclaim queue: maps that nobody names are walked a piece per checkpoint, and their blocks come back.
+//!
+//! A queue entry owns one reference to a node. While the node has other owners, giving up that reference
+//! is all there is to do; a node that is the queue's alone is opened, its children become entries in turn,
+//! and it goes when they have. So every checkpoint leaves counts and queue consistent, and a crash resumes
+//! where the last checkpoint stood.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use super::catalogue::{
+    self, Catalogue, TABLE_RECLAIM, TABLE_ROOTS, TABLE_TRASH, neighbour, object_key, object_of, queue_key,
+};
+use super::checkpoint::durable_root;
+use super::engine::Engine;
+use crate::alloc::Ledger;
+use crate::error::{Error, Result};
+use crate::extent::Extents;
+use crate::format::NodeRef;
+use crate::format::chunk::ChunkKind;
+use crate::node::{Kind, Link, Store};
+use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
+
+/// Leaf entries and nodes that one checkpoint walks at most.
+const BUDGET: usize = 1 << 18;
+/// Deleted maps that one checkpoint takes up at most.
+const BATCH: usize = 1024;
+
+/// How far the reclaim of one deleted map has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TrashState {
+    pub(crate) done: bool,
+    /// Bytes of data blocks that came back so far.
+    pub(crate) freed_bytes: u64,
+    /// Extents and nodes walked so far.
+    pub(crate) scanned: u64,
+}
+
+/// What a checkpoint reclaimed.
+#[derive(Default)]
+pub(super) struct Reclaimed {
+    progress: BTreeMap<ObjectId, TrashState>,
+}
+
+struct Queue<'a> {
+    store: &'a Store,
+    tree: &'a mut Catalogue,
+    edits: &'a mut Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    dummy: &'a std::sync::atomic::AtomicU64,
+}
+
+impl Queue<'_> {
+    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<()> {
+        catalogue::set(self.tree, self.store, self.dummy, &key, value.as_deref())?;
+        self.edits.push((key, value));
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// The part of a checkpoint that walks the queue. `fresh` are nodes that this checkpoint has yet to write.
+    pub(super) fn reclaim(
+        &self,
+        ledger: &mut Ledger<'_>,
+        tree: &mut Catalogue,
+        edits: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>,
+        dropped: Vec<NodeRef>,
+        fresh: &HashSet<BlockAddr>,
+    ) -> Result<Reclaimed> {
+        let mut out = Reclaimed::default();
+        let mut q = Queue { store: &self.store, tree, edits, dummy: &self.counters.checkpoint_nodes };
+        for r in dropped {
+            let id = self.internal_id();
+            q.set(queue_key(id, 0), Some(catalogue::queue_value(&r, 0)))?;
+        }
+        // Deleted objects hand their root to the queue.
+        let mut at = vec![TABLE_TRASH];
+        for _ in 0..BATCH {
+            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_TRASH) else {
+                break;
+            };
+            at.clone_from(&key);
+            at.push(0);
+            let Some(id) = object_of(&key) else { break };
+            match durable_root(q.store, q.tree, id)? {
+                Some(root) => {
+                    q.set(queue_key(id, 0), Some(catalogue::queue_value(&root, 0)))?;
+                    q.set(object_key(TABLE_ROOTS, id), None)?;
+                }
+                None => out.progress.entry(id).or_default().done = true,
+            }
+            q.set(key, None)?;
+        }
+        let mut budget = BUDGET;
+        let mut at = vec![TABLE_RECLAIM];
+        while budget > 0 {
+            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_RECLAIM)
+            else {
+                break;
+            };
+            let Some(id) = object_of(&key) else { break };
+            let before = stack_of(q.tree, q.store, id)?;
+            at = queue_key(id, u16::MAX);
+            if before.iter().any(|(r, _)| fresh.contains(&r.a)) {
+                continue;
+            }
+            let mut stack = before.clone();
+            let progress = out.progress.entry(id).or_default();
+            walk(ledger, &self.store, &mut stack, progress, &mut budget)?;
+            progress.done = stack.is_empty();
+            for depth in 0..before.len().max(stack.len()) {
+                if before.get(depth) != stack.get(depth) {
+                    let value = stack.get(depth).map(|(r, next)| catalogue::queue_value(r, *next));
+                    q.set(queue_key(id, depth as u16), value)?;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    pub(super) fn reclaim_done(&self, reclaimed: Reclaimed) {
+        let mut trash = self.trash.lock();
+        for (id, p) in reclaimed.progress {
+            self.counters.reclaimed_bytes.fetch_add(p.freed_bytes, Ordering::Relaxed);
+            if let Some(state) = trash.get_mut(&id) {
+                state.done |= p.done;
+                state.freed_bytes += p.freed_bytes;
+                state.scanned += p.scanned;
+            }
+        }
+        self.trash_moved.notify_all();
+    }
+
+    /// Whether anything waits to be reclaimed.
+    pub(super) fn reclaim_pending(&self) -> Result<bool> {
+        let _pin = self.pins.enter();
+        let next = neighbour(&self.catalogue.read(), &self.store, &[TABLE_TRASH], false)?;
+        Ok(next.is_some_and(|(key, _)| key[0] == TABLE_TRASH || key[0] == TABLE_RECLAIM))
+    }
+
+    pub(crate) fn trash_state(&self, id: ObjectId) -> TrashState {
+        let done = TrashState { done: true, ..TrashState::default() };
+        self.trash.lock().get(&id).copied().unwrap_or(done)
+    }
+
+    /// Nobody will ask for these any more.
+    pub(crate) fn forget_trash(&self, ids: &[ObjectId]) {
+        let mut trash = self.trash.lock();
+        ids.iter().for_each(|id| {
+            trash.remove(id);
+        });
+    }
+
+    /// Waits until the space of these deleted maps is back. Returns the bytes freed.
+    pub(crate) fn wait_trash(&self, ids: &[ObjectId]) -> Result<u64> {
+        loop {
+            {
+                let trash = self.trash.lock();
+                let states = || ids.iter().filter_map(|id| trash.get(id));
+                if states().all(|s| s.done) {
+                    return Ok(states().map(|s| s.freed_bytes).sum());
+                }
+            }
+            // Whoever waits does the work: no need to wait for a thread to come round.
+            self.writable()?;
+            self.checkpoint()?;
+        }
+    }
+
+    /// Data blocks that would come back if all these objects went. Nothing is changed.
+    pub(crate) fn exclusive_blocks(&self, ids: &[ObjectId]) -> Result<u64> {
+        self.usable()?;
+        let mut superblock = self.checkpoint.lock();
+        if !self.is_read_only() {
+            self.checkpoint_with(&mut superblock, true, false)?;
+        }
+        let tree = Catalogue { root: (*self.durable_catalogue.lock()).map(Link::Disk) };
+        let mut ledger = Ledger::new(&self.space);
+        let mut freed = 0;
+        for id in ids {
+            if let Some(root) = durable_root(&self.store, &tree, *id)? {
+                freed += drop_node(&mut ledger, &self.store, &root)?;
+            }
+        }
+        Ok(freed)
+    }
+}
+
+/// Takes one reference from a node, in the ledger only; returns data blocks that come to zero.
+fn drop_node(ledger: &mut Ledger<'_>, store: &Store, r: &NodeRef) -> Result<u64> {
+    if !ledger.add_node(r, -1)? {
+        return Ok(0);
+    }
+    let node = store.fetch::<Extents>(r)?;
+    let mut freed = 0;
+    // Levels fall by one each time, so this ends (checked when a node is decoded).
+    for kid in node.kids.iter().filter_map(|k| k.link.home()) {
+        freed += drop_node(ledger, store, &kid)?;
+    }
+    for (block, len) in node.items.iter().filter_map(Extents::blocks) {
+        freed += ledger.add(BlockAddr::new(block), len, -1, ChunkKind::Data)?;
+    }
+    Ok(freed)
+}
+
+type Stack = Vec<(NodeRef, u16)>;
+
+fn stack_of(tree: &Catalogue, store: &Store, id: ObjectId) -> Result<Stack> {
+    let mut stack = Vec::new();
+    while let Some(value) = catalogue::get(tree, store, &queue_key(id, stack.len() as u16))? {
+        stack.push(catalogue::parse_queue(&value)?);
+    }
+    Ok(stack)
+}
+
+fn walk(
+    ledger: &mut Ledger<'_>,
+    store: &Store,
+    stack: &mut Stack,
+    progress: &mut TrashState,
+    budget: &mut usize,
+) -> Result<()> {
+    while let Some((r, next)) = stack.last().copied() {
+        if *budget == 0 {
+            return Ok(());
+        }
+        *budget -= 1;
+        progress.scanned += 1;
+        if next == 0 && ledger.count(r.a)? > 1 {
+            ledger.add_node(&r, -1)?;
+            stack.pop();
+            continue;
+        }
+        let node = match store.fetch::<Extents>(&r) {
+            Ok(node) => node,
+            Err(Error::Corrupt(_)) => {
+                // What a damaged node named cannot be told any more. It stays counted (a leak that check
+                // reports) rather than stop the reclaim of everything behind it.
+                stack.pop();
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some(kid) = node.kids.get(next as usize) {
+            if let Some(last) = stack.last_mut() {
+                last.1 += 1;
+            }
+            stack.extend(kid.link.home().map(|home| (home, 0)));
+            continue;
+        }
+        for (block, len) in node.items.iter().filter_map(Extents::blocks) {
+            let freed = ledger.add(BlockAddr::new(block), len, -1, ChunkKind::Data)?;
+            progress.freed_bytes += freed * BLOCK_BYTES;
+        }
+        progress.scanned += node.items.len() as u64;
+        *budget = budget.saturating_sub(node.items.len());
+        ledger.add_node(&r, -1)?;
+        stack.pop();
+    }
+    Ok(())
+}

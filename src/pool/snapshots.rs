@@ -1,0 +1,275 @@
+//! What can be done with snapshots, and when.
+
+use std::cell::Cell;
+
+use crate::error::{Error, Result};
+use crate::units::{SnapshotId, VolumeId};
+
+use super::batch::Batch;
+use super::catalogue::{self, Table};
+use super::deletion::{DeletePlan, Deletion};
+use super::limits::{MAX_TEXT_BYTES, check_metadata, check_text};
+use super::pool::Pool;
+use super::records::{Common, SnapshotRecord};
+use super::snapshot::{RollbackOptions, Snapshot, SnapshotSpec, SnapshotUpdate};
+use super::status::{SnapshotStatus, VolumeStatus};
+use super::volume::Volume;
+use super::volumes::{busy_snapshot, need_available, snapshot_status, wrong_status};
+
+impl Batch<'_> {
+    /// Takes a snapshot: see [`Pool::create_snapshot`].
+    ///
+    /// # Errors
+    /// As [`Pool::create_snapshot`].
+    pub fn create_snapshot(&mut self, volume: VolumeId, spec: SnapshotSpec) -> Result<Snapshot> {
+        spec.check()?;
+        let source = catalogue::need_volume(self.table(), volume)?;
+        match self.inner.volume_status(volume, &source) {
+            VolumeStatus::Available => {}
+            VolumeStatus::InUse if spec.force => {}
+            status => return Err(wrong_status(volume, status, "create_snapshot")),
+        }
+        let id = SnapshotId::new(self.claim_id("snapshot", spec.id.map(SnapshotId::raw))?);
+        let record = SnapshotRecord {
+            status: SnapshotStatus::Available,
+            held: false,
+            volume,
+            epoch: self.inner.engine.epoch(),
+            common: Common {
+                name: spec.name,
+                description: spec.description,
+                size_bytes: source.common.size_bytes,
+                metadata: spec.metadata,
+                created: self.now(),
+                updated: None,
+            },
+        };
+        self.stage(|stage| catalogue::insert_snapshot(stage, id, &record))?;
+        self.share(id.object(), volume.object());
+        Ok(Snapshot::from_record(id, record, true))
+    }
+
+    /// Changes name, description or metadata: see [`Pool::update_snapshot`].
+    ///
+    /// # Errors
+    /// As [`Pool::update_snapshot`].
+    pub fn update_snapshot(&mut self, id: SnapshotId, update: SnapshotUpdate) -> Result<Snapshot> {
+        check_text("name", update.name.as_ref().and_then(|n| n.as_deref()), MAX_TEXT_BYTES)?;
+        check_text("description", update.description.as_ref().and_then(|d| d.as_deref()), MAX_TEXT_BYTES)?;
+        if let Some(metadata) = &update.metadata {
+            check_metadata(metadata)?;
+        }
+        if update.name.is_none() && update.description.is_none() && update.metadata.is_none() {
+            return Err(Error::invalid("update", "there is nothing to change"));
+        }
+        let now = self.now();
+        self.change_snapshot(id, |record| {
+            let common = &mut record.common;
+            if let Some(name) = update.name {
+                common.name = name;
+            }
+            if let Some(description) = update.description {
+                common.description = description;
+            }
+            if let Some(metadata) = update.metadata {
+                common.metadata = metadata;
+            }
+            common.updated = Some(now);
+        })
+    }
+
+    /// Renames a snapshot: see [`Pool::rename_snapshot`].
+    ///
+    /// # Errors
+    /// As [`Pool::update_snapshot`].
+    pub fn rename_snapshot(&mut self, id: SnapshotId, name: impl Into<String>) -> Result<Snapshot> {
+        self.update_snapshot(id, SnapshotUpdate::new().name(Some(name.into())))
+    }
+
+    /// Keeps a snapshot from being deleted: see [`Pool::hold_snapshot`].
+    ///
+    /// # Errors
+    /// As [`Pool::hold_snapshot`].
+    pub fn hold_snapshot(&mut self, id: SnapshotId) -> Result<Snapshot> {
+        self.change_snapshot(id, |record| record.held = true)
+    }
+
+    /// Ends a hold: see [`Pool::release_snapshot`].
+    ///
+    /// # Errors
+    /// As [`Pool::hold_snapshot`].
+    pub fn release_snapshot(&mut self, id: SnapshotId) -> Result<Snapshot> {
+        self.change_snapshot(id, |record| record.held = false)
+    }
+
+    fn change_snapshot(&mut self, id: SnapshotId, change: impl FnOnce(&mut SnapshotRecord)) -> Result<Snapshot> {
+        let mut record = catalogue::need_snapshot(self.table(), id)?;
+        change(&mut record);
+        self.stage(|stage| catalogue::update_snapshot(stage, id, &record))?;
+        self.inner.describe_snapshot(self.table(), id, record)
+    }
+
+    /// Deletes a snapshot: see [`Pool::delete_snapshot`]. The handle is of use once the batch is committed.
+    ///
+    /// # Errors
+    /// As [`Pool::delete_snapshot`].
+    pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<Deletion> {
+        let record = catalogue::need_snapshot(self.table(), id)?;
+        if !matches!(record.status, SnapshotStatus::Available | SnapshotStatus::Error) {
+            return Err(snapshot_status(id, record.status, "delete"));
+        }
+        if record.held {
+            return Err(busy_snapshot(id, "it is held"));
+        }
+        if !self.alone(id.object(), SnapshotStatus::Deleting.as_str()) {
+            return Err(busy_snapshot(id, "it is attached"));
+        }
+        self.stage(|stage| catalogue::remove_snapshot(stage, id, &record))?;
+        self.trash(id.object());
+        Ok(Deletion::new(self.inner, None, vec![id], vec![id.object()]))
+    }
+
+    /// Rolls a detached volume back: see [`Pool::rollback`].
+    ///
+    /// # Errors
+    /// As [`Pool::rollback`].
+    pub fn rollback(&mut self, id: SnapshotId) -> Result<Volume> {
+        self.rollback_with(id, RollbackOptions::new())
+    }
+
+    /// Rolls a volume back, attached or not as the options say: see [`Pool::rollback_with`].
+    ///
+    /// # Errors
+    /// As [`Pool::rollback`].
+    pub fn rollback_with(&mut self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
+        let snapshot = catalogue::need_snapshot(self.table(), id)?;
+        let volume = snapshot.volume;
+        let mut record = catalogue::need_volume(self.table(), volume)?;
+        need_available(id, &snapshot, "rollback")?;
+        match self.inner.volume_status(volume, &record) {
+            VolumeStatus::Available | VolumeStatus::ErrorRollbacking => {}
+            VolumeStatus::InUse if options.live => {}
+            status => return Err(wrong_status(volume, status, "rollback")),
+        }
+        if !options.live && !self.alone(volume.object(), VolumeStatus::Rollbacking.as_str()) {
+            return Err(wrong_status(volume, VolumeStatus::InUse, "rollback"));
+        }
+        let was = std::mem::replace(&mut record.status, VolumeStatus::Available);
+        self.stage(|stage| {
+            if was != VolumeStatus::Available {
+                catalogue::update_volume(stage, volume, &record)?;
+            }
+            stage.trash_copy_of(volume.object());
+            Ok(())
+        })?;
+        self.share(volume.object(), id.object());
+        self.inner.describe_volume(self.table(), volume, record)
+    }
+}
+
+impl Pool {
+    /// Takes a snapshot of a volume: its whole content at one moment, at a cost that does not depend on how
+    /// much that is. Durable on return, together with everything written before.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name, description or metadata out of range; `NotFound`; `InvalidState` when
+    /// the volume is attached and [`force`](SnapshotSpec::force) is off, or when it is neither `available`
+    /// nor `in-use`; `AlreadyExists` for a supplied id that is taken; `LimitExceeded`, `ReadOnly`,
+    /// `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    pub fn create_snapshot(&self, volume: VolumeId, spec: SnapshotSpec) -> Result<Snapshot> {
+        self.inner.transact(|batch| batch.create_snapshot(volume, spec))
+    }
+
+    /// Changes name, description or metadata of a snapshot; its content never changes. Durable on return.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a text or metadata out of range, or when nothing is to change; `NotFound`;
+    /// `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    pub fn update_snapshot(&self, id: SnapshotId, update: SnapshotUpdate) -> Result<Snapshot> {
+        self.inner.transact(|batch| batch.update_snapshot(id, update))
+    }
+
+    /// Gives a snapshot another name of at most 255 bytes. Durable on return.
+    ///
+    /// # Errors
+    /// As [`update_snapshot`](Self::update_snapshot).
+    pub fn rename_snapshot(&self, id: SnapshotId, name: impl Into<String>) -> Result<Snapshot> {
+        self.inner.transact(|batch| batch.rename_snapshot(id, name))
+    }
+
+    /// Holds a snapshot: until it is released neither it nor, with it, its volume can be deleted. A second
+    /// hold changes nothing. Durable on return.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    pub fn hold_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
+        self.inner.transact(|batch| batch.hold_snapshot(id))
+    }
+
+    /// Releases a held snapshot; one that is not held stays as it is. Durable on return.
+    ///
+    /// # Errors
+    /// As [`hold_snapshot`](Self::hold_snapshot).
+    pub fn release_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
+        self.inner.transact(|batch| batch.release_snapshot(id))
+    }
+
+    /// Deletes a snapshot. The volume, other snapshots and clones keep their content. The delete is durable
+    /// on return; the space comes back in the background, see [`Deletion`].
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidState` in a status that forbids it; `Busy` when it is held or attached; `ReadOnly`,
+    /// `Io`, `Poisoned`, `Closed`.
+    pub fn delete_snapshot(&self, id: SnapshotId) -> Result<Deletion> {
+        self.inner.transact(|batch| batch.delete_snapshot(id))
+    }
+
+    /// What [`delete_snapshot`](Self::delete_snapshot) would free, as of now. Changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` when it is held; `Corrupt`, `Io`, `Closed`.
+    pub fn plan_delete_snapshot(&self, id: SnapshotId) -> Result<DeletePlan> {
+        let table: &dyn Table = &*self.inner.engine;
+        if catalogue::need_snapshot(table, id)?.held {
+            return Err(busy_snapshot(id, "it is held"));
+        }
+        DeletePlan::new(&self.inner, None, vec![id])
+    }
+
+    /// Gives a detached volume the content of one of its snapshots. Older and newer snapshots stay; a volume
+    /// that was extended since keeps its size and reads zero behind the snapshot's. May be repeated. Costs
+    /// the same whatever has changed. Durable on return.
+    ///
+    /// # Errors
+    /// `NotFound` for the snapshot, or for its volume when that is gone; `InvalidState` when the snapshot is
+    /// not `available`, or the volume neither `available` nor `error_rollbacking`; `ReadOnly`, `Io`,
+    /// `Poisoned`, `Closed`. `Corrupt` when the snapshot's map is damaged: the volume is `error_rollbacking`
+    /// then.
+    pub fn rollback(&self, id: SnapshotId) -> Result<Volume> {
+        self.rollback_with(id, RollbackOptions::new())
+    }
+
+    /// Rolls back as [`rollback`](Self::rollback) does; with [`live`](RollbackOptions::live) also while the
+    /// volume is attached.
+    ///
+    /// # Errors
+    /// As [`rollback`](Self::rollback).
+    pub fn rollback_with(&self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
+        let begun = Cell::new(None);
+        let done = self.inner.transact(|batch| {
+            let volume = batch.rollback_with(id, options)?;
+            begun.set(Some(volume.id));
+            Ok(volume)
+        });
+        if let (Err(Error::Corrupt(_)), Some(volume)) = (&done, begun.get()) {
+            // It was not refused but failed, and the volume says so. If not even that can be stored, the
+            // error that the caller gets is the better one.
+            let _ = self.inner.transact(|batch| {
+                let mut record = catalogue::need_volume(batch.table(), volume)?;
+                record.status = VolumeStatus::ErrorRollbacking;
+                batch.stage(|stage| catalogue::update_volume(stage, volume, &record))
+            });
+        }
+        done
+    }
+}

@@ -1,0 +1,279 @@
+//! P7, P8: every call of the device fails in turn, in every way that it can, once and for good.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::model::Model;
+use common::ops::{Action, Kind, Limits, Op};
+use common::{Rig, Shape, assert_sound, observe, on_all_cores};
+use snapvol::device::sim::{CallKind, Fate, Fault, SimDevice};
+use snapvol::{Error, Pool};
+
+const LIMITS: Limits = Limits { volumes: 3, snapshots: 5, blocks: 16 };
+
+const fn op(kind: Kind, a: u32, b: u32, c: u32) -> Op {
+    Op::new(kind, a, b, c)
+}
+
+/// Everything a pool does that calls a device, with a reopening in the middle and a close at the end.
+const SCRIPT: [Op; 31] = [
+    op(Kind::Create, 0, 11, 0),
+    op(Kind::Write, 0, 0, 35),
+    op(Kind::Flush, 0, 0, 0),
+    op(Kind::Write, 0, 1, 8),
+    op(Kind::Snapshot, 0, 1, 0),
+    op(Kind::Write, 0, 2, 0),
+    op(Kind::Write, 0, 0, 7),
+    op(Kind::Flush, 0, 0, 0),
+    op(Kind::CloneSnapshot, 0, 1, 0),
+    op(Kind::Write, 1, 3, 45),
+    op(Kind::Checkpoint, 0, 0, 0),
+    op(Kind::Write, 0, 4, 155),
+    op(Kind::Discard, 0, 1, 0),
+    op(Kind::WriteZeroes, 0, 5, 1),
+    op(Kind::Step, 40, 0, 0),
+    op(Kind::Flush, 0, 0, 0),
+    op(Kind::Reopen, 0, 0, 0),
+    op(Kind::Write, 0, 0, 25),
+    op(Kind::LiveRollback, 0, 0, 0),
+    op(Kind::Extend, 0, 0, 5),
+    op(Kind::Batch, 0, 1, 0),
+    op(Kind::Write, 0, 6, 0),
+    op(Kind::Flush, 0, 0, 0),
+    op(Kind::DeleteSnapshot, 0, 0, 1),
+    op(Kind::Drain, 0, 0, 0),
+    op(Kind::Write, 1, 6, 15),
+    op(Kind::DeleteVolume, 0, 3, 1),
+    op(Kind::Checkpoint, 0, 0, 0),
+    op(Kind::Drain, 0, 0, 0),
+    op(Kind::Flush, 0, 0, 0),
+    op(Kind::Reopen, 0, 0, 0),
+];
+
+fn shape() -> Shape {
+    // So small that checkpoints and log turns come up within the script.
+    Shape::SMALL.cache(256 << 10).host_discard()
+}
+
+/// The calls of a run in which nothing fails.
+fn calls() -> Vec<CallKind> {
+    let sim = SimDevice::new();
+    let mut rig = Rig::create(sim.clone(), shape()).unwrap();
+    for op in SCRIPT {
+        let action = rig.resolve(op, LIMITS);
+        rig.must(action);
+    }
+    rig.verify();
+    rig.leave().unwrap().close().unwrap();
+    sim.calls()
+}
+
+fn ways(kind: CallKind) -> &'static [(Fault, bool)] {
+    match kind {
+        CallKind::Read => &[(Fault::Eio, false), (Fault::ShortRead, false), (Fault::Eio, true)],
+        CallKind::Write => &[
+            (Fault::Eio, false),
+            (Fault::Enospc, false),
+            (Fault::ShortWrite, false),
+            (Fault::EioAfterEffect, false),
+            (Fault::Eio, true),
+            (Fault::Enospc, true),
+        ],
+        CallKind::Sync => &[(Fault::Eio, false), (Fault::EioAfterEffect, false), (Fault::Eio, true)],
+        CallKind::Allocate | CallKind::SetLen => {
+            &[(Fault::Eio, false), (Fault::Enospc, false), (Fault::Enospc, true)]
+        }
+        _ => &[(Fault::Eio, false), (Fault::Unsupported, false), (Fault::Eio, true)],
+    }
+}
+
+/// What may be found, in memory and after a loss of power.
+struct Expected {
+    /// States since the last acknowledged durable one, that one first.
+    possible: Vec<Model>,
+}
+
+impl Expected {
+    fn acknowledged(&mut self, model: &Model, durable: bool) {
+        if durable {
+            self.possible.clear();
+        }
+        self.possible.push(model.clone());
+    }
+
+    fn doubted(&mut self, model: Option<Model>) {
+        self.possible.extend(model);
+    }
+
+    fn assert_has(&self, pool: &Pool, story: &str) {
+        let digest = observe::digest(pool).unwrap_or_else(|e| panic!("{story}: reading: {e:?}"));
+        let found = self.possible.iter().any(|model| model.digest() == digest);
+        assert!(found, "{story}\nagainst the newest: {:#?}\nagainst the oldest: {:#?}",
+            observe::differences(pool, self.possible.last().unwrap()),
+            observe::differences(pool, &self.possible[0]));
+    }
+}
+
+fn typed(error: &Error) -> bool {
+    matches!(error, Error::Io { .. } | Error::OutOfSpace { .. } | Error::Poisoned)
+}
+
+/// Runs the script with one planned fault, then asks what is left.
+fn run(index: usize, kind: CallKind, fault: Fault, for_good: bool, drops: bool, latched: &AtomicU64) -> bool {
+    let story = format!("call {index} ({kind:?}), {fault:?}, for good: {for_good}, drops pages: {drops}");
+    let sim = SimDevice::new();
+    sim.drop_on_failed_sync(drops);
+    sim.fail_at(index, fault, for_good);
+    let hit = || sim.call_count() > index;
+    let mut rig = match Rig::create(sim.clone(), shape()) {
+        Ok(rig) => rig,
+        Err(error) => {
+            assert!(hit() && typed(&error), "{story}: create: {error:?}");
+            sim.clear_faults();
+            let rig = Rig::create(sim.clone(), shape());
+            let mut rig = rig.unwrap_or_else(|e| panic!("{story}: create, tried again: {e:?}"));
+            rig.verify();
+            return true;
+        }
+    };
+    let mut expected = Expected { possible: vec![rig.model.clone()] };
+    let mut poisoned = false;
+    for op in SCRIPT {
+        let action = rig.resolve(op, LIMITS);
+        if rig.pool.is_none() {
+            break;
+        }
+        let was_hit = hit();
+        let refused = rig.model.after(&action).is_err();
+        match rig.apply(&action) {
+            Ok(()) => {
+                let changes = !matches!(action, Action::Attach { .. } | Action::Detach { .. } | Action::Reopen);
+                assert!(!(poisoned && changes && !is_idle(&action)), "{story}: {action:?} was done by a latched pool");
+                expected.acknowledged(&rig.model, action.is_durable() && !refused);
+                poisoned &= !matches!(action, Action::Reopen);
+            }
+            Err(failed) => {
+                let error = &failed.error;
+                assert!(hit(), "{story}: {action:?} failed without a fault: {error:?}");
+                assert!(typed(error), "{story}: {action:?}: {error:?}");
+                let after = rig.model.after(&action).ok();
+                expected.doubted(after.clone());
+                if let Some(pool) = &rig.pool {
+                    // Reads go on, and show the state before or after the action that failed.
+                    let seen = observe::digest_with(pool, &rig.disks);
+                    match (seen, after) {
+                        (Ok(seen), Some(after)) if seen == after.digest() => {
+                            let attached = rig.model.attached.clone();
+                            rig.model = Model { attached, ..after };
+                        }
+                        (Ok(seen), _) => {
+                            let same = seen == rig.model.digest();
+                            assert!(same, "{story}: {action:?} failed and left a mixture behind");
+                        }
+                        (Err(error), _) => {
+                            assert!(for_good && kind != CallKind::Sync, "{story}: reading: {error:?}");
+                        }
+                    }
+                }
+                if kind == CallKind::Sync && !was_hit && rig.pool.is_some() {
+                    latched.fetch_add(1, Ordering::Relaxed);
+                    poisoned = true;
+                }
+                poisoned |= matches!(error, Error::Poisoned);
+            }
+        }
+    }
+    let was_hit = hit();
+    sim.clear_faults();
+    // A loss of power that takes along everything unsynced, and a kill that takes nothing.
+    let lost = sim.crash(|_| Fate::Lost);
+    let killed = sim.reopen();
+    drop(rig.leave());
+    for device in [lost, killed] {
+        let pool = Pool::open_on(device, shape().open()).unwrap_or_else(|e| panic!("{story}: open: {e:?}"));
+        expected.assert_has(&pool, &story);
+        assert_sound(&pool);
+        pool.close().unwrap_or_else(|e| panic!("{story}: close: {e:?}"));
+    }
+    was_hit
+}
+
+/// Background work that finds nothing to do may say so even when the pool is latched.
+fn is_idle(action: &Action) -> bool {
+    matches!(action, Action::Step { .. } | Action::Drain)
+}
+
+#[test]
+fn every_call_may_fail_once_or_for_good_and_nothing_acknowledged_is_lost() {
+    let calls = calls();
+    let hits = Mutex::new(BTreeSet::new());
+    let (runs, latched) = (AtomicU64::new(0), AtomicU64::new(0));
+    on_all_cores(calls.len(), |index| {
+        let kind = calls[index];
+        for (fault, for_good) in ways(kind) {
+            for drops in [false, true] {
+                if drops && kind != CallKind::Sync {
+                    continue;
+                }
+                runs.fetch_add(1, Ordering::Relaxed);
+                if run(index, kind, *fault, *for_good, drops, &latched) {
+                    hits.lock().unwrap().insert(index);
+                }
+            }
+        }
+    });
+    let hits = hits.into_inner().unwrap();
+    println!("faults: {} runs, {} of {} calls hit", runs.into_inner(), hits.len(), calls.len());
+    let missed: Vec<_> = (0..calls.len()).filter(|index| !hits.contains(index)).collect();
+    assert!(missed.is_empty(), "calls that no fault struck: {missed:?}");
+    assert!(latched.into_inner() > 10, "hardly any failed sync latched a pool");
+}
+
+#[test]
+fn the_script_uses_every_kind_of_call() {
+    let used: BTreeSet<_> = calls().iter().map(|kind| format!("{kind:?}")).collect();
+    for kind in ["Len", "Read", "Write", "Sync", "Lock", "Discard"] {
+        assert!(used.contains(kind), "{kind} is not called: {used:?}");
+    }
+}
+
+/// The host's disk is full for a while: writes fail, nothing is lost, and the pool goes on when there is room.
+#[test]
+fn host_without_space_is_out_of_space_until_there_is_some() {
+    let mut rig = Rig::create(SimDevice::new(), Shape::SMALL.limit(16 << 20)).unwrap();
+    let sim = rig.medium.clone();
+    for kind in [op(Kind::Create, 0, 15, 0), op(Kind::Write, 0, 0, 35), op(Kind::Flush, 0, 0, 0)] {
+        let action = rig.resolve(kind, LIMITS);
+        rig.must(action);
+    }
+    for kind in [CallKind::Allocate, CallKind::SetLen] {
+        let now = sim.calls_of(kind);
+        sim.fail_kind_at(kind, now, Fault::Enospc, true);
+    }
+    let mut refused = 0;
+    for round in 0..4_000_u32 {
+        let kinds = [Kind::Write, Kind::Write, Kind::Snapshot, Kind::Flush];
+        let action = rig.resolve(op(kinds[round as usize % 4], 0, round, 155), LIMITS);
+        let before = rig.model.digest();
+        if let Err(failed) = rig.apply(&action) {
+            let full = matches!(failed.error, Error::OutOfSpace { .. } | Error::Io { .. });
+            assert!(full, "{action:?}: {:?}", failed.error);
+            assert_eq!(observe::digest_with(rig.pool(), &rig.disks).unwrap(), before, "{action:?} had an effect");
+            refused += 1;
+            if refused > 5 {
+                break;
+            }
+        }
+    }
+    assert!(refused > 5, "the pool grew although its host was full");
+    sim.clear_faults();
+    let action = rig.resolve(op(Kind::Write, 0, 3, 155), LIMITS);
+    rig.must(action);
+    rig.must(Action::Flush);
+    rig.verify();
+}
