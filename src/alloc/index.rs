@@ -62,7 +62,13 @@ impl IndexNode {
         h.encode(block);
     }
 
-    fn decode(block: &[u8; BLOCK], r: &NodeRef, uuid: &[u8; 16], g: &Geometry, first: u64) -> Result<Self, Corruption> {
+    fn decode(
+        block: &[u8; BLOCK],
+        r: &NodeRef,
+        uuid: &[u8; 16],
+        g: &Geometry,
+        first: u64,
+    ) -> Result<Self, Corruption> {
         let kind = if r.level == 0 { BlockKind::IndexLeaf } else { BlockKind::IndexInner };
         let h = NodeHeader::decode(block, kind, uuid, r)?;
         let mut reader = Reader::new(&block[NodeHeader::BYTES..], kind.name(), r.a.raw());
@@ -74,7 +80,8 @@ impl IndexNode {
                 (0..FANOUT).map(|_| ChunkEntry::decode(&mut reader, g.blocks_per_chunk)).collect();
             Self::Leaf(entries?)
         } else {
-            let entries: Result<Vec<IndexEntry>, _> = (0..FANOUT).map(|_| IndexEntry::decode(&mut reader)).collect();
+            let entries: Result<Vec<IndexEntry>, _> =
+                (0..FANOUT).map(|_| IndexEntry::decode(&mut reader)).collect();
             let entries = entries?;
             if entries.iter().any(|e| e.child.is_some_and(|c| c.level + 1 != r.level)) {
                 return Err(reader.bad("child level", r.level - 1, "another"));
@@ -133,7 +140,9 @@ pub(crate) fn fetch(store: &Store, g: &Geometry, r: &NodeRef, first: u64) -> Res
 
 /// The entry of one chunk; free where the index has no node.
 pub(crate) fn entry(store: &Store, g: &Geometry, root: Option<&NodeRef>, chunk: u64) -> Result<ChunkEntry> {
-    let Some(mut at) = root.copied().filter(|r| chunk < span(r.level)) else { return Ok(ChunkEntry::default()) };
+    let Some(mut at) = root.copied().filter(|r| chunk < span(r.level)) else {
+        return Ok(ChunkEntry::default());
+    };
     let mut first = 0;
     loop {
         let node = fetch(store, g, &at, first)?;

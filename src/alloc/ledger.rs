@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Bits;
 use super::index::{self, FANOUT, IndexNode, index_height};
 use super::space::{ChecksumPage, Space};
-use super::Bits;
 use crate::error::{Corruption, Error, Result};
 use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
 use crate::format::superblock::Totals;
@@ -37,6 +37,8 @@ pub(crate) struct Closing {
     pub(crate) root: Option<NodeRef>,
     pub(crate) totals: Totals,
     pub(crate) height: u32,
+    /// Chunks that the index covers.
+    pub(crate) chunks: u64,
 }
 
 /// Counts as the checkpoint under way changes them.
@@ -55,11 +57,15 @@ impl<'a> Ledger<'a> {
     pub(crate) fn new(space: &'a Space) -> Self {
         let index = *space.index.read();
         let class = (space.geometry.blocks_per_chunk / 4).min(64) as u16;
-        Self { space, works: BTreeMap::new(), chunks: index.chunks, old_root: index.root, source: None, class, cursor: 0 }
-    }
-
-    pub(crate) fn chunks(&self) -> u64 {
-        self.chunks
+        Self {
+            space,
+            works: BTreeMap::new(),
+            chunks: index.chunks,
+            old_root: index.root,
+            source: None,
+            class,
+            cursor: 0,
+        }
     }
 
     fn work(&mut self, chunk: u64) -> Result<&mut Work> {
@@ -91,7 +97,8 @@ impl<'a> Ledger<'a> {
             .filter(|(chunk, at)| *chunk < self.chunks && *at as u64 + len <= g.blocks_per_chunk)
             .ok_or_else(|| {
                 let want = format!("a run within one of {} chunks", self.chunks);
-                Corruption::new("reference", addr.raw(), "address", want, format!("{}+{len}", addr.raw())).into()
+                Corruption::new("reference", addr.raw(), "address", want, format!("{}+{len}", addr.raw()))
+                    .into()
             })
     }
 
@@ -109,7 +116,14 @@ impl<'a> Ledger<'a> {
             w.kind = kind;
         }
         if w.kind != kind {
-            return Err(Corruption::new("chunk", chunk, "kind", format!("{kind:?}"), format!("{:?}", w.kind)).into());
+            return Err(Corruption::new(
+                "chunk",
+                chunk,
+                "kind",
+                format!("{kind:?}"),
+                format!("{:?}", w.kind),
+            )
+            .into());
         }
         w.dirty = true;
         let mut zeroed = 0;
@@ -191,10 +205,8 @@ impl<'a> Ledger<'a> {
             let Some(chunk) = self.space.open_meta()? else {
                 return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
             };
-            if chunk >= self.chunks {
-                // The pool grew since the ledger was opened; that chunk is not in its index yet.
-                return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
-            }
+            // The pool may have grown since the ledger was opened; its index covers what it uses.
+            self.chunks = self.chunks.max(self.space.index.read().chunks);
             let bpc = self.space.geometry.blocks_per_chunk as usize;
             let w = self.work(chunk)?;
             w.kind = ChunkKind::Meta;
@@ -241,7 +253,6 @@ impl<'a> Ledger<'a> {
 
     /// Lays out and encodes everything that changed. `generation` is the checkpoint's.
     pub(crate) fn close(mut self, generation: u64) -> Result<Closing> {
-        let height = index_height(self.chunks);
         for w in self.works.values_mut() {
             // A chunk in which nothing is named is free again (A4), and so are its pages.
             if w.dirty && w.kind != ChunkKind::Free && w.counts.is_uniform() == Some(0) {
@@ -254,6 +265,12 @@ impl<'a> Ledger<'a> {
                 self.source = None;
             }
         }
+        // The first block is taken now: it may grow the pool, and with it the height of the index.
+        self.source = Some(match self.source {
+            Some(source) => source,
+            None => self.next_source()?,
+        });
+        let mut height = index_height(self.chunks);
         let mut nodes: BTreeMap<(u8, u64), (BlockAddr, BlockAddr)> = BTreeMap::new();
         if let Some(old) = self.old_root {
             // The tree grew higher: the old root must get parents even if nothing below it changed.
@@ -268,8 +285,24 @@ impl<'a> Ledger<'a> {
                 .filter(|(_, w)| !w.closed && (w.dirty || w.checksums.is_some()))
                 .map(|(chunk, _)| *chunk)
                 .collect();
-            if todo.is_empty() {
+            if todo.is_empty() && index_height(self.chunks) == height {
                 break;
+            }
+            // Growing on the way may have made the index higher: what is placed gets its new parents.
+            let now = index_height(self.chunks);
+            if now > height {
+                let top: Vec<u64> =
+                    nodes.keys().filter(|(l, _)| u32::from(*l) == height - 1).map(|k| k.1).collect();
+                for level in height as u8..now as u8 {
+                    for number in &top {
+                        let up = FANOUT.pow(u32::from(level) + 1 - height);
+                        self.place_index_node(&mut nodes, level, number / up)?;
+                    }
+                    if self.old_root.is_some() {
+                        self.place_index_node(&mut nodes, level, 0)?;
+                    }
+                }
+                height = now;
             }
             for chunk in todo {
                 self.close_chunk(chunk)?;
@@ -281,7 +314,7 @@ impl<'a> Ledger<'a> {
         let mut writes = Vec::new();
         let entries = self.encode_pages(&mut writes);
         let (root, totals) = self.encode_index(&nodes, &entries, height, generation, &mut writes)?;
-        Ok(Closing { writes, root, totals, height })
+        Ok(Closing { writes, root, totals, height, chunks: self.chunks })
     }
 
     fn place_index_node(

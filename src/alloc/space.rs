@@ -136,7 +136,13 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    pub(crate) fn new(geometry: Geometry, store: Arc<Store>, index: IndexRoot, limit_bytes: u64, dirty_limit: u64) -> Self {
+    pub(crate) fn new(
+        geometry: Geometry,
+        store: Arc<Store>,
+        index: IndexRoot,
+        limit_bytes: u64,
+        dirty_limit: u64,
+    ) -> Self {
         let host_end = AtomicU64::new(geometry.bytes_for(index.chunks));
         store.set_end(geometry.bytes_for(index.chunks) / BLOCK_BYTES);
         let state = State { class: geometry.blocks_per_chunk as u16, ..State::default() };
@@ -257,7 +263,11 @@ impl Space {
         Ok(counts)
     }
 
-    pub(crate) fn read_page(&self, page: crate::format::chunk::PageRef, kind: BlockKind) -> Result<Box<[u8; BLOCK]>> {
+    pub(crate) fn read_page(
+        &self,
+        page: crate::format::chunk::PageRef,
+        kind: BlockKind,
+    ) -> Result<Box<[u8; BLOCK]>> {
         let bytes = self.store.read_block(page.addr, kind.name())?;
         let sum = page_sum(&bytes[..], &self.store.uuid, kind, page.addr);
         if sum != page.sum {
@@ -319,7 +329,8 @@ impl Space {
                     return Ok(run);
                 }
             }
-            if !self.find_more()? {
+            let chunks = self.index.read().chunks;
+            if !self.find_more()? && !self.grow(chunks, claim.left)? {
                 return Err(Error::OutOfSpace { needed_bytes: claim.left * BLOCK_BYTES, available_bytes: 0 });
             }
         }
@@ -345,10 +356,14 @@ impl Space {
                 hit = [hit, free].into_iter().flatten().min();
             }
             let Some(chunk) = hit else {
-                let mut s = self.state.lock();
                 if class == 1 {
-                    return Ok(false);
+                    // A promise stands even if the reserve has grown since it was given.
+                    return match self.search_free(&index, 0)? {
+                        Some(chunk) => self.open(chunk, bpc).map(|()| true),
+                        None => Ok(false),
+                    };
                 }
+                let mut s = self.state.lock();
                 s.class = class / 2;
                 s.cursor = 0;
                 continue;
@@ -433,7 +448,13 @@ impl Space {
     pub(crate) fn adopt(&self, addr: BlockAddr, crcs: &[u32]) -> Result<()> {
         let index = *self.index.read();
         let bad = |found: String| {
-            Error::from(Corruption::new("log record", addr.raw(), "data run", "free blocks of a chunk", found))
+            Error::from(Corruption::new(
+                "log record",
+                addr.raw(),
+                "data run",
+                "free blocks of a chunk",
+                found,
+            ))
         };
         let Some((chunk, start)) = self.geometry.locate(addr).filter(|(c, _)| *c < index.chunks) else {
             return Err(bad("outside the pool".into()));
@@ -462,7 +483,8 @@ impl Space {
     pub(crate) fn reserve(&self, addr: BlockAddr, len: u64) {
         let chunks = self.index.read().chunks;
         let g = &self.geometry;
-        let Some((chunk, start)) = g.locate(addr).filter(|(c, at)| *c < chunks && *at as u64 + len <= g.blocks_per_chunk)
+        let Some((chunk, start)) =
+            g.locate(addr).filter(|(c, at)| *c < chunks && *at as u64 + len <= g.blocks_per_chunk)
         else {
             return;
         };
@@ -499,13 +521,20 @@ impl Space {
 
     /// A free chunk for metadata, from the reserve too.
     pub(crate) fn open_meta(&self) -> Result<Option<u64>> {
-        let _one = self.refill.lock();
-        let index = *self.index.read();
-        let hit = self.search_free(&index, 0)?;
-        if let Some(chunk) = hit {
-            self.state.lock().meta_opened.push(chunk);
+        loop {
+            let index = {
+                let _one = self.refill.lock();
+                let index = *self.index.read();
+                if let Some(chunk) = self.search_free(&index, 0)? {
+                    self.state.lock().meta_opened.push(chunk);
+                    return Ok(Some(chunk));
+                }
+                index
+            };
+            if !self.grow(index.chunks, 1)? {
+                return Ok(None);
+            }
         }
-        Ok(hit)
     }
 
     /// A metadata chunk with a free run of at least `run` blocks, from chunk `from` on.
@@ -527,41 +556,38 @@ impl Space {
     /// The checkpoint is durable: its counts say what is free. Called when no reader can still be looking
     /// at a block that it freed.
     pub(crate) fn settle(&self, root: Option<NodeRef>, totals: Totals) -> Result<()> {
+        // Chunks are only touched under this lock: the set stands still while its new counts are fetched.
         let _one = self.refill.lock();
-        let chunks_now = {
-            let mut index = self.index.write();
-            index.root = root;
-            index.totals = totals;
-            index.chunks
-        };
-        debug_assert!(totals.data_chunks + totals.meta_chunks <= chunks_now);
-        let still: Vec<u64> = {
-            let mut s = self.state.lock();
-            s.meta_opened.clear();
-            s.found.clear();
-            s.class = self.geometry.blocks_per_chunk as u16;
-            s.cursor = 0;
-            s.touched.retain(|_, t| !t.taken.is_empty());
-            s.touched.keys().copied().collect()
-        };
-        // Blocks taken after the freeze stay taken, over the new counts.
-        let (mut taken, mut opened) = (0, 0);
-        for chunk in still {
-            let e = self.entry(chunk)?;
-            let base = Bits::free_in(&self.counts_of(&e)?);
-            let mut s = self.state.lock();
-            if let Some(t) = s.touched.get_mut(&chunk) {
-                t.base_free = base;
-                t.frozen = Bits::none();
-                t.fresh = e.kind == ChunkKind::Free;
-                taken += t.taken.count() as u64;
-                opened += u64::from(t.fresh);
-            }
+        let keys: Vec<u64> = self.state.lock().touched.keys().copied().collect();
+        let mut fresh = BTreeMap::new();
+        for chunk in keys {
+            let e = index::entry(&self.store, &self.geometry, root.as_ref(), chunk)?;
+            fresh.insert(chunk, (Bits::free_in(&self.counts_of(&e)?), e.kind == ChunkKind::Free));
         }
+        // Sums and sets change at one instant: a claim must not see one without the other.
+        let mut index = self.index.write();
         let mut s = self.state.lock();
-        s.taken = taken;
-        s.opened = opened;
+        index.root = root;
+        index.totals = totals;
+        debug_assert!(totals.data_chunks + totals.meta_chunks <= index.chunks);
+        let s = &mut *s;
+        s.meta_opened.clear();
+        s.found.clear();
+        s.class = self.geometry.blocks_per_chunk as u16;
+        s.cursor = 0;
         s.lost = 0;
+        // Blocks taken after the freeze stay taken, over the new counts.
+        s.touched.retain(|_, t| !t.taken.is_empty());
+        (s.taken, s.opened) = (0, 0);
+        for (chunk, t) in &mut s.touched {
+            if let Some((base, free)) = fresh.remove(chunk) {
+                t.base_free = base;
+                t.fresh = free;
+            }
+            t.frozen = Bits::none();
+            s.taken += t.taken.count() as u64;
+            s.opened += u64::from(t.fresh);
+        }
         Ok(())
     }
 

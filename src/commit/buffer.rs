@@ -156,9 +156,9 @@ impl Buffers {
     /// Takes up to `most` blocks of space and the slots for them.
     pub(crate) fn lease(&self, space: &Space, claim: &mut Claim<'_>, most: u64) -> Result<Lease> {
         let mut current = self.current.lock();
-        let full = current.as_ref().is_none_or(|b| {
-            b.used.load(Ordering::Relaxed) == SLOTS || !b.open.load(Ordering::SeqCst)
-        });
+        let full = current
+            .as_ref()
+            .is_none_or(|b| b.used.load(Ordering::Relaxed) == SLOTS || !b.open.load(Ordering::SeqCst));
         if full {
             *current = Some(self.fresh());
         }
@@ -169,12 +169,12 @@ impl Buffers {
         let len = run.len as usize;
         let mut pieces = batch.pieces.write();
         match pieces.last_mut() {
-            Some(p)
-                if p.addr + p.len as u64 == run.addr && Arc::ptr_eq(&p.checksums, &run.checksums) =>
-            {
+            Some(p) if p.addr + p.len as u64 == run.addr && Arc::ptr_eq(&p.checksums, &run.checksums) => {
                 p.len += len;
             }
-            _ => pieces.push(Piece { addr: run.addr, len, slot, index, checksums: Arc::clone(&run.checksums) }),
+            _ => {
+                pieces.push(Piece { addr: run.addr, len, slot, index, checksums: Arc::clone(&run.checksums) })
+            }
         }
         drop(pieces);
         batch.unfilled.fetch_add(len, Ordering::SeqCst);
@@ -200,7 +200,12 @@ impl Buffers {
     }
 
     /// Changes a block in place, if its buffer is still open. The checksum follows.
-    pub(crate) fn change(&self, holder: &(Arc<Batch>, usize), addr: BlockAddr, each: impl FnOnce(&mut [u8])) -> bool {
+    pub(crate) fn change(
+        &self,
+        holder: &(Arc<Batch>, usize),
+        addr: BlockAddr,
+        each: impl FnOnce(&mut [u8]),
+    ) -> bool {
         let (batch, slot) = holder;
         batch.slots.fill(*slot, |bytes| {
             if !batch.open.load(Ordering::SeqCst) {
@@ -209,7 +214,9 @@ impl Buffers {
             each(bytes);
             let crc = block_crc(bytes);
             let pieces = batch.pieces.read();
-            if let Some(p) = pieces.iter().find(|p| addr >= p.addr && addr.raw() < p.addr.raw() + p.len as u64) {
+            if let Some(p) =
+                pieces.iter().find(|p| addr >= p.addr && addr.raw() < p.addr.raw() + p.len as u64)
+            {
                 p.checksums.set(p.index + (addr.raw() - p.addr.raw()) as usize, crc);
             }
             true

@@ -159,7 +159,8 @@ pub(super) fn settle_trees<K: Kind>(
         }
     }
     // Children before parents: a parent holds its children's checksums.
-    let mut placed = Placed { homes: HashMap::with_capacity(nodes.len()), nodes: Vec::with_capacity(nodes.len()) };
+    let mut placed =
+        Placed { homes: HashMap::with_capacity(nodes.len()), nodes: Vec::with_capacity(nodes.len()) };
     for (node, links) in by_level.iter().flatten().map(|i| &nodes[*i]) {
         let (a, b) = ledger.take_node(node.twin(), *links)?;
         let header = NodeHeader {
@@ -261,7 +262,12 @@ impl Engine {
         if still(self) { self.checkpoint_with(&mut superblock, true, false) } else { Ok(()) }
     }
 
-    pub(super) fn checkpoint_with(&self, superblock: &mut Superblock, record: bool, clean: bool) -> Result<()> {
+    pub(super) fn checkpoint_with(
+        &self,
+        superblock: &mut Superblock,
+        record: bool,
+        clean: bool,
+    ) -> Result<()> {
         self.writable()?;
         let frozen = self.freeze(record)?;
         let generation = superblock.generation + 1;
@@ -301,7 +307,6 @@ impl Engine {
 
     fn build(&self, frozen: &Frozen, generation: u64) -> Result<Built> {
         let mut ledger = Ledger::new(&self.space);
-        let chunks = ledger.chunks();
         let mut writes = Writes::new();
         let mut edits = Vec::new();
         for (chunk, page) in self.space.frozen_chunks() {
@@ -347,7 +352,7 @@ impl Engine {
             edits,
             index_root: closing.root,
             index_height: closing.height,
-            chunks,
+            chunks: closing.chunks,
             totals: closing.totals,
             reclaimed,
             punch,

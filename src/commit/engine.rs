@@ -110,7 +110,10 @@ impl Engine {
         };
         if most < 3 || chunks < 3 {
             let least = geometry.bytes_for(3);
-            return Err(Error::invalid("limit_bytes", format!("at least {least} for this geometry, got {}", config.limit_bytes)));
+            return Err(Error::invalid(
+                "limit_bytes",
+                format!("at least {least} for this geometry, got {}", config.limit_bytes),
+            ));
         }
         let bytes = geometry.bytes_for(chunks);
         if device.can_grow() {
@@ -173,7 +176,8 @@ impl Engine {
         let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 2));
         let limit_blocks = superblock.limit_bytes.max(superblock.geometry.bytes_for(chunks)) / BLOCK_BYTES;
         let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16).max(12);
-        let index = crate::alloc::IndexRoot { root: superblock.index_root, chunks, totals: superblock.totals };
+        let index =
+            crate::alloc::IndexRoot { root: superblock.index_root, chunks, totals: superblock.totals };
         let space =
             Space::new(superblock.geometry, Arc::clone(&store), index, superblock.limit_bytes, dirty_limit);
         Self {

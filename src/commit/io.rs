@@ -243,7 +243,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn note(&self, object: &Arc<Object>, map: &mut super::object::ObjectMap, change: Change, in_chunk: u64) {
+    pub(super) fn note(
+        &self,
+        object: &Arc<Object>,
+        map: &mut super::object::ObjectMap,
+        change: Change,
+        in_chunk: u64,
+    ) {
         if map.pending.is_empty() {
             self.dirty.lock().push(Arc::clone(object));
         }

@@ -8,9 +8,7 @@ use super::engine::{Engine, io};
 use super::object::Object;
 use crate::error::{Error, Result};
 use crate::extent::Map;
-use crate::format::record::{
-    Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step,
-};
+use crate::format::record::{Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step};
 use crate::format::superblock::Superblock;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 
@@ -110,7 +108,9 @@ impl Engine {
     /// Largest set of steps, in bytes, that one transaction may have.
     pub(super) fn steps_limit(&self) -> u64 {
         let blocks = self.space.geometry.log_blocks - self.freeze_reserve();
-        ((blocks / 2).saturating_sub(1) * BLOCK_BYTES).saturating_sub(2 * self.pending_cap()).max(BLOCK_BYTES / 2)
+        ((blocks / 2).saturating_sub(1) * BLOCK_BYTES)
+            .saturating_sub(2 * self.pending_cap())
+            .max(BLOCK_BYTES / 2)
     }
 
     /// Makes everything acknowledged before the call durable, with one sync, shared with whoever waits.

@@ -44,7 +44,9 @@ impl ObjectMap {
             let follows = last.kind == next.kind && last.lba + last.len == next.lba;
             let joins = match next.kind {
                 ChangeKind::Data => {
-                    last.block + last.len == next.block && in_chunk != 0 && last.len + next.len <= MAX_RUN_BLOCKS
+                    last.block + last.len == next.block
+                        && in_chunk != 0
+                        && last.len + next.len <= MAX_RUN_BLOCKS
                 }
                 ChangeKind::Zero | ChangeKind::Hole => true,
             };

@@ -76,7 +76,8 @@ impl Engine {
         // Deleted objects hand their root to the queue.
         let mut at = vec![TABLE_TRASH];
         for _ in 0..BATCH {
-            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_TRASH) else {
+            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_TRASH)
+            else {
                 break;
             };
             at.clone_from(&key);
@@ -94,7 +95,8 @@ impl Engine {
         let mut budget = BUDGET;
         let mut at = vec![TABLE_RECLAIM];
         while budget > 0 {
-            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_RECLAIM)
+            let Some((key, _)) =
+                neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_RECLAIM)
             else {
                 break;
             };

@@ -179,23 +179,34 @@ impl Engine {
             return None;
         }
         let copy = self.read_ring(at, blocks).ok()?;
-        let (record, sum) = Record::decode(&copy, &self.store.uuid, self.space.geometry.log_start_block + at).ok()?;
+        let (record, sum) =
+            Record::decode(&copy, &self.store.uuid, self.space.geometry.log_start_block + at).ok()?;
         Some((record, sum, blocks))
     }
 
     /// The record that continues `(epoch, sequence, predecessor)` at `at`: the first copy, or the second one
     /// wherever behind a damaged first copy it must start.
-    fn next_record(&self, sb: &Superblock, at: u64, used: u64, sequence: u64, predecessor: u64) -> Option<(Record, u64, u64)> {
+    fn next_record(
+        &self,
+        sb: &Superblock,
+        at: u64,
+        used: u64,
+        sequence: u64,
+        predecessor: u64,
+    ) -> Option<(Record, u64, u64)> {
         let ring = self.space.geometry.log_blocks;
         let left = ring.saturating_sub(used);
-        let fits = |r: &Record| r.epoch == sb.log_epoch && r.sequence == sequence + 1 && r.predecessor == predecessor;
+        let fits = |r: &Record| {
+            r.epoch == sb.log_epoch && r.sequence == sequence + 1 && r.predecessor == predecessor
+        };
         if let Some(hit) = self.record_at(at, left / 2).filter(|(r, ..)| fits(r)) {
             return Some(hit);
         }
         let mut skip = 1;
         while 2 * skip <= left {
             let place = (at + skip) % ring;
-            if let Some(hit) = self.record_at(place, skip).filter(|(r, _, blocks)| fits(r) && *blocks == skip) {
+            if let Some(hit) = self.record_at(place, skip).filter(|(r, _, blocks)| fits(r) && *blocks == skip)
+            {
                 return Some(hit);
             }
             skip += 1;
@@ -260,7 +271,14 @@ impl Engine {
         (tail.at, tail.used, tail.sequence, tail.predecessor) = end;
         if let Some((field, expected, found)) = lost {
             if !self.config.last_good {
-                return Err(Corruption::new("log", self.space.geometry.log_start_block, field, expected, found).into());
+                return Err(Corruption::new(
+                    "log",
+                    self.space.geometry.log_start_block,
+                    field,
+                    expected,
+                    found,
+                )
+                .into());
             }
             tail.read_only = true;
         }
@@ -351,7 +369,14 @@ impl Engine {
                 let page = self.space.checksums(chunk)?;
                 if page.get(index) != block_crc(bytes) {
                     let found = "bytes of another checksum";
-                    return Err(Corruption::new("log record", addr.raw(), "inline block", "the record's own", found).into());
+                    return Err(Corruption::new(
+                        "log record",
+                        addr.raw(),
+                        "inline block",
+                        "the record's own",
+                        found,
+                    )
+                    .into());
                 }
                 self.buffers.adopt(addr, index, bytes, page);
             }
@@ -374,8 +399,18 @@ impl Engine {
         }
         for step in &record.steps {
             if let Step::Put(k, v) = step {
-                if k.is_empty() || k.len() > crate::format::node::MAX_KEY || v.len() > crate::format::node::MAX_VALUE {
-                    return Err(Corruption::new("log record", 0, "key or value length", "within limits", k.len()).into());
+                if k.is_empty()
+                    || k.len() > crate::format::node::MAX_KEY
+                    || v.len() > crate::format::node::MAX_VALUE
+                {
+                    return Err(Corruption::new(
+                        "log record",
+                        0,
+                        "key or value length",
+                        "within limits",
+                        k.len(),
+                    )
+                    .into());
                 }
             }
             self.apply_map_step(step)?;
@@ -396,7 +431,9 @@ impl Engine {
                     ChangeKind::Data => {
                         extent::replace(&mut map.tree, &cx, g, Extent::data(c.lba, c.block, c.len, epoch))
                     }
-                    ChangeKind::Zero => extent::replace(&mut map.tree, &cx, g, Extent::zero(c.lba, c.len, epoch)),
+                    ChangeKind::Zero => {
+                        extent::replace(&mut map.tree, &cx, g, Extent::zero(c.lba, c.len, epoch))
+                    }
                     ChangeKind::Hole => map.tree.cut(&cx, &c.lba, &(c.lba + c.len)).map(|_| ()),
                 };
                 match done {

@@ -268,7 +268,10 @@ mod tests {
         }
         for i in 0..100u64 {
             let lba = (i * 37 % 100) << 40;
-            assert_eq!(find(&map, lba, &store, &held).unwrap(), Found::Extent(Extent::data(lba, 20 + i, 1, 1)));
+            assert_eq!(
+                find(&map, lba, &store, &held).unwrap(),
+                Found::Extent(Extent::data(lba, 20 + i, 1, 1))
+            );
         }
     }
 }

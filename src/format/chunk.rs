@@ -96,8 +96,15 @@ impl ChunkEntry {
         if !matches!(width, 0 | 4 | 8 | 16 | 32) || (width == 0) != counts.is_none() {
             return Err(r.bad("count width", "0 without a page, else 4, 8, 16 or 32", width));
         }
-        if u64::from(free) > blocks_per_chunk || longest > free || (free > 0) != (longest > 0) && kind != ChunkKind::Free {
-            return Err(r.bad("free blocks", format!("at most {blocks_per_chunk}"), format!("{free}/{longest}")));
+        if u64::from(free) > blocks_per_chunk
+            || longest > free
+            || (free > 0) != (longest > 0) && kind != ChunkKind::Free
+        {
+            return Err(r.bad(
+                "free blocks",
+                format!("at most {blocks_per_chunk}"),
+                format!("{free}/{longest}"),
+            ));
         }
         let this = Self { kind, width, free, longest, uniform, counts, checksums };
         if kind == ChunkKind::Free && this != Self::default() {
@@ -224,7 +231,8 @@ impl Counts {
     pub(crate) fn set(&mut self, i: usize, value: u32) {
         let width = Self::width_for(value);
         if width > self.width {
-            let mut wide = Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
+            let mut wide =
+                Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
             for k in 0..self.blocks {
                 wide.store(k, self.get(k));
             }
@@ -255,7 +263,8 @@ impl Counts {
         let max = (0..self.blocks).map(|i| self.get(i)).max().unwrap_or(0);
         let width = Self::width_for(max);
         if width < self.width {
-            let mut narrow = Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
+            let mut narrow =
+                Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
             for k in 0..self.blocks {
                 narrow.store(k, self.get(k));
             }
@@ -283,7 +292,12 @@ impl Counts {
         page[self.packed.len()..].fill(0);
     }
 
-    pub(crate) fn decode(page: &[u8; BLOCK], width: u8, blocks: usize, at: BlockAddr) -> Result<Self, Corruption> {
+    pub(crate) fn decode(
+        page: &[u8; BLOCK],
+        width: u8,
+        blocks: usize,
+        at: BlockAddr,
+    ) -> Result<Self, Corruption> {
         let len = blocks * width as usize / 8;
         if len > BLOCK || page[len..].iter().any(|b| *b != 0) {
             return Err(Corruption::new("count page", at.raw(), "padding", "zero", "non-zero"));

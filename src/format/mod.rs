@@ -28,7 +28,12 @@ impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8], structure: &'static str, block: u64) -> Self {
         Self { bytes, at: 0, structure, block }
     }
-    pub(crate) fn bad(&self, field: &'static str, expected: impl ToString, found: impl ToString) -> Corruption {
+    pub(crate) fn bad(
+        &self,
+        field: &'static str,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> Corruption {
         Corruption::new(self.structure, self.block, field, expected, found)
     }
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], Corruption> {

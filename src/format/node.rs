@@ -150,7 +150,10 @@ pub(crate) fn encode_inner(kids: impl Iterator<Item = (u64, NodeRef, u64)>, bloc
     w.finish();
 }
 
-pub(crate) fn decode_inner(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<(u64, NodeRef, u64)>, Corruption> {
+pub(crate) fn decode_inner(
+    h: &NodeHeader,
+    block: &[u8; BLOCK],
+) -> Result<Vec<(u64, NodeRef, u64)>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "map node", h.a.raw());
     let count = h.count as usize;
     if count == 0 || count > INNER_KIDS {
@@ -185,7 +188,10 @@ pub(crate) fn encode_pairs<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>
     w.finish();
 }
 
-pub(crate) fn decode_pairs(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Corruption> {
+pub(crate) fn decode_pairs(
+    h: &NodeHeader,
+    block: &[u8; BLOCK],
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "catalogue leaf", h.a.raw());
     let mut out: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for _ in 0..h.count {
@@ -214,7 +220,10 @@ pub(crate) fn encode_fences<'a>(kids: impl Iterator<Item = (&'a [u8], NodeRef)>,
     w.finish();
 }
 
-pub(crate) fn decode_fences(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<(Vec<u8>, NodeRef)>, Corruption> {
+pub(crate) fn decode_fences(
+    h: &NodeHeader,
+    block: &[u8; BLOCK],
+) -> Result<Vec<(Vec<u8>, NodeRef)>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "catalogue node", h.a.raw());
     let mut out: Vec<(Vec<u8>, NodeRef)> = Vec::new();
     if h.count == 0 {
@@ -249,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_leaf_survives_a_round_trip() {
-        let extents = [Extent::data(5, 900, 1024, 3), Extent::zero(5000, 1 << 30, 4), Extent::data(1 << 31, 7, 1, 5)];
+        let extents =
+            [Extent::data(5, 900, 1024, 3), Extent::zero(5000, 1 << 30, 4), Extent::data(1 << 31, 7, 1, 5)];
         let mut block = [0; BLOCK];
         let base = encode_leaf(&extents, &mut block);
         let h = NodeHeader {

@@ -252,7 +252,8 @@ impl Record {
             if changes.saturating_mul(24).saturating_add(crcs.saturating_mul(4)) > r.rest() {
                 return Err(r.bad("changes", format!("within {} bytes", r.rest()), changes));
             }
-            let mut g = Group { object, changes: Vec::with_capacity(changes), crcs: Vec::with_capacity(crcs) };
+            let mut g =
+                Group { object, changes: Vec::with_capacity(changes), crcs: Vec::with_capacity(crcs) };
             let mut named = 0;
             for _ in 0..changes {
                 let (lba, block, kind, pad, len) = (r.u64()?, r.u48()?, r.u8()?, r.u8()?, r.u64()?);

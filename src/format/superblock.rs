@@ -160,7 +160,9 @@ impl Superblock {
         }
         let version = r.u32()?;
         if version != FORMAT_VERSION {
-            return Err(SlotFault::Newer(format!("format version {version}; this crate reads {FORMAT_VERSION}")));
+            return Err(SlotFault::Newer(format!(
+                "format version {version}; this crate reads {FORMAT_VERSION}"
+            )));
         }
         let state = r.u32()?;
         let (incompatible, read_only_compatible, compatible) = (r.u64()?, r.u64()?, r.u64()?);
@@ -197,7 +199,13 @@ impl Superblock {
             || g.first_chunk_block > limit
             || chunks > limit / blocks_per_chunk
         {
-            return Err(r.bad("geometry", "areas in order and within 48 bits", format!("{geometry:?}, {chunks} chunks")).into());
+            return Err(r
+                .bad(
+                    "geometry",
+                    "areas in order and within 48 bits",
+                    format!("{geometry:?}, {chunks} chunks"),
+                )
+                .into());
         }
         let (log_epoch, log_at, log_sequence, log_predecessor) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
         if log_at > g.log_blocks {
@@ -206,7 +214,8 @@ impl Superblock {
         let (snapshot_epoch, index_height) = (r.u32()?, r.u32()?);
         let index_root = NodeRef::decode(&mut r)?;
         let catalogue_root = NodeRef::decode(&mut r)?;
-        let totals = Totals { data_chunks: r.u64()?, meta_chunks: r.u64()?, data_free: r.u64()?, meta_free: r.u64()? };
+        let totals =
+            Totals { data_chunks: r.u64()?, meta_chunks: r.u64()?, data_free: r.u64()?, meta_free: r.u64()? };
         let kinds = totals.data_chunks.checked_add(totals.meta_chunks);
         let free = totals.data_free.checked_add(totals.meta_free);
         if kinds.is_none_or(|k| k > chunks) || free.is_none_or(|f| f > chunks * blocks_per_chunk) {
@@ -263,7 +272,12 @@ mod tests {
             compatible: 0,
             uuid: [7; 16],
             generation: 9,
-            geometry: Geometry { blocks_per_chunk: 64, log_start_block: 4, log_blocks: 16, first_chunk_block: 20 },
+            geometry: Geometry {
+                blocks_per_chunk: 64,
+                log_start_block: 4,
+                log_blocks: 16,
+                first_chunk_block: 20,
+            },
             chunks: 3,
             limit_bytes: 1 << 20,
             log_epoch: 5,
@@ -272,7 +286,12 @@ mod tests {
             log_predecessor: 0xdead,
             snapshot_epoch: 3,
             index_height: 1,
-            index_root: Some(NodeRef { a: BlockAddr::new(30), b: Some(BlockAddr::new(31)), sum: 4, level: 0 }),
+            index_root: Some(NodeRef {
+                a: BlockAddr::new(30),
+                b: Some(BlockAddr::new(31)),
+                sum: 4,
+                level: 0,
+            }),
             catalogue_root: None,
             totals: Totals { data_chunks: 1, meta_chunks: 1, data_free: 3, meta_free: 60 },
             created_micros: 1,

@@ -128,7 +128,9 @@ impl Store {
     pub(crate) fn read_block(&self, at: BlockAddr, structure: &'static str) -> Result<Box<[u8; BLOCK]>> {
         if at.raw() >= self.end_block.load(Ordering::Relaxed) {
             let end = self.end_block.load(Ordering::Relaxed);
-            return Err(Corruption::new(structure, at.raw(), "address", format!("below {end}"), at.raw()).into());
+            return Err(
+                Corruption::new(structure, at.raw(), "address", format!("below {end}"), at.raw()).into()
+            );
         }
         let mut block = Box::new([0u8; BLOCK]);
         self.fetched.fetch_add(1, Ordering::Relaxed);

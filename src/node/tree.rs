@@ -210,7 +210,13 @@ impl<K: Kind> Node<K> {
                 link: Link::Disk(k.link.home().expect("children of a written node are written")),
             })
             .collect();
-        Arc::new(Self { level: self.level, items: Vec::new(), kids, home: Arc::clone(&self.home), origin: None })
+        Arc::new(Self {
+            level: self.level,
+            items: Vec::new(),
+            kids,
+            home: Arc::clone(&self.home),
+            origin: None,
+        })
     }
 
     /// Cuts off what does not fit; every part returned fits.

@@ -87,7 +87,10 @@ impl Pool {
 }
 
 impl Inner {
-    pub(super) fn transact<T>(self: &Arc<Self>, build: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
+    pub(super) fn transact<T>(
+        self: &Arc<Self>,
+        build: impl FnOnce(&mut Batch<'_>) -> Result<T>,
+    ) -> Result<T> {
         if self.engine.is_read_only() {
             return Err(Error::ReadOnly { object: "pool" });
         }
@@ -141,7 +144,10 @@ impl Batch<'_> {
     /// The id asked for, or a fresh one, that names nothing yet (P5).
     pub(super) fn claim_id(&self, object: &'static str, wanted: Option<Uuid>) -> Result<Uuid> {
         if wanted.is_some_and(is_reserved) {
-            return Err(Error::invalid("id", "ids whose first eight bytes are all 0xff belong to the engine"));
+            return Err(Error::invalid(
+                "id",
+                "ids whose first eight bytes are all 0xff belong to the engine",
+            ));
         }
         let mut id = wanted.unwrap_or_else(|| self.inner.engine.new_id());
         for _ in 0..ID_TRIES {

@@ -233,7 +233,9 @@ impl Diff {
             self.next_lba = lbas.end.max(self.next_lba + 1);
             let range = lbas.start * BLOCK_BYTES..lbas.end * BLOCK_BYTES;
             match self.found.back_mut() {
-                Some(last) if last.kind == kind && last.range.end == range.start => last.range.end = range.end,
+                Some(last) if last.kind == kind && last.range.end == range.start => {
+                    last.range.end = range.end
+                }
                 _ => self.found.push_back(Change { range, kind }),
             }
         }
@@ -245,12 +247,13 @@ impl Iterator for Diff {
     type Item = Result<Change>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if !self.done && self.found.len() < 2 {
-            if let Err(e) = self.search() {
-                self.done = true;
-                self.found.clear();
-                return Some(Err(e));
-            }
+        if !self.done
+            && self.found.len() < 2
+            && let Err(e) = self.search()
+        {
+            self.done = true;
+            self.found.clear();
+            return Some(Err(e));
         }
         self.found.pop_front().map(Ok)
     }

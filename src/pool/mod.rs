@@ -43,9 +43,7 @@ pub use batch::Batch;
 pub use deletion::{DeletePlan, Deletion, DeletionProgress, Freed};
 pub use diff::{Change, Diff, Point};
 pub use disk::{AttachOptions, Disk, Extent, ExtentKind, Extents};
-pub use limits::{
-    MAX_ATTACHMENTS, MAX_METADATA_BYTES, MAX_PAGE, MAX_TEXT_BYTES, MAX_VOLUMES_PER_CALL,
-};
+pub use limits::{MAX_ATTACHMENTS, MAX_METADATA_BYTES, MAX_PAGE, MAX_TEXT_BYTES, MAX_VOLUMES_PER_CALL};
 pub use options::{Background, CreateOptions, OpenOptions, ReadMode};
 pub use pool::Pool;
 pub use query::{Page, SnapshotQuery, VolumeQuery};

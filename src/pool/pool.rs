@@ -78,7 +78,8 @@ impl Pool {
         let device = Arc::new(device);
         let made = Engine::create(Arc::clone(&device) as Arc<dyn Device>, config).and_then(|engine| {
             // Until the directory is durable the whole pool can vanish in a crash.
-            let named = device.sync_parent().map_err(|source| Error::Io { op: "sync", offset: 0, len: 0, source });
+            let named =
+                device.sync_parent().map_err(|source| Error::Io { op: "sync", offset: 0, len: 0, source });
             named.map(|()| engine)
         });
         match made {

@@ -48,7 +48,10 @@ impl Default for Cut {
 impl Cut {
     fn check(&self) -> Result<()> {
         if !(1..=MAX_PAGE).contains(&self.limit) {
-            return Err(Error::invalid("limit", format!("a page has 1 to {MAX_PAGE} items, {} given", self.limit)));
+            return Err(Error::invalid(
+                "limit",
+                format!("a page has 1 to {MAX_PAGE} items, {} given", self.limit),
+            ));
         }
         Ok(())
     }
@@ -315,7 +318,12 @@ impl Inner {
         }
     }
 
-    pub(super) fn describe_volume(&self, table: &dyn Table, id: VolumeId, record: VolumeRecord) -> Result<Volume> {
+    pub(super) fn describe_volume(
+        &self,
+        table: &dyn Table,
+        id: VolumeId,
+        record: VolumeRecord,
+    ) -> Result<Volume> {
         let attachments = self.attachments.count(id.object());
         let snapshot_count = catalogue::snapshot_count(table, id)?;
         Ok(Volume::from_record(id, record, attachments, snapshot_count))
@@ -337,7 +345,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::tests::pool;
-    use super::super::{CreateOptions, Snapshots, SnapshotSpec, StepClock, VolumeSpec};
+    use super::super::{CreateOptions, SnapshotSpec, Snapshots, StepClock, VolumeSpec};
     use super::*;
 
     fn names(page: &Page<Volume, VolumeId>) -> Vec<String> {
@@ -388,7 +396,8 @@ mod tests {
     #[test]
     fn filters_combine_by_and() {
         let pool = pool();
-        let base = pool.create_volume(VolumeSpec::blank(8192).name("Base").metadata("os", "linux")).unwrap().id;
+        let base =
+            pool.create_volume(VolumeSpec::blank(8192).name("Base").metadata("os", "linux")).unwrap().id;
         let snapshot = pool.create_snapshot(base, SnapshotSpec::new().name("s")).unwrap().id;
         for i in 0..4 {
             let spec = VolumeSpec::from_snapshot(snapshot).name("clone").description(format!("Number {i}"));
@@ -422,7 +431,8 @@ mod tests {
         let (a, b) = (VolumeSpec::blank(4096), VolumeSpec::blank(4096));
         let (a, b) = (pool.create_volume(a).unwrap().id, pool.create_volume(b).unwrap().id);
         for i in 0..300 {
-            pool.create_snapshot(if i % 3 == 0 { b } else { a }, SnapshotSpec::new().name(format!("{i}"))).unwrap();
+            pool.create_snapshot(if i % 3 == 0 { b } else { a }, SnapshotSpec::new().name(format!("{i}")))
+                .unwrap();
         }
         assert_eq!(pool.volume(a).unwrap().snapshot_count, 200);
         let page = pool.list_snapshots(&SnapshotQuery::new().volume(b).limit(99).with_total(true)).unwrap();
@@ -447,6 +457,11 @@ mod tests {
         let nobody = VolumeId::new(Uuid::from_u128(9));
         let refused = pool.list_volumes(&VolumeQuery::new().marker(nobody));
         assert!(matches!(refused, Err(Error::NotFound { object: "volume", .. })));
-        assert!(pool.list_volumes(&VolumeQuery::new().created_from(SnapshotId::new(nobody.raw()))).unwrap().items.is_empty());
+        assert!(
+            pool.list_volumes(&VolumeQuery::new().created_from(SnapshotId::new(nobody.raw())))
+                .unwrap()
+                .items
+                .is_empty()
+        );
     }
 }

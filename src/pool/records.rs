@@ -100,7 +100,8 @@ impl Record for VolumeRecord {
 
     fn decode(bytes: &[u8]) -> Result<Self, Corruption> {
         let head = Head::decode(bytes, KIND_VOLUME, Self::STRUCTURE)?;
-        let bad = |field, expected: &str, found: u64| Corruption::new(Self::STRUCTURE, 0, field, expected, found);
+        let bad =
+            |field, expected: &str, found: u64| Corruption::new(Self::STRUCTURE, 0, field, expected, found);
         let status = VolumeStatus::from_code(head.status)
             .ok_or_else(|| bad("status", "a volume status", head.status.into()))?;
         let source = match (head.tag, head.other) {
@@ -154,9 +155,9 @@ impl Common {
         out[1] = kind;
         out[2] = status;
         out[3] = marked
-            | u8::from(self.name.is_some()) * HAS_NAME
-            | u8::from(self.description.is_some()) * HAS_DESCRIPTION
-            | u8::from(self.updated.is_some()) * HAS_UPDATED;
+            | (u8::from(self.name.is_some()) * HAS_NAME)
+            | (u8::from(self.description.is_some()) * HAS_DESCRIPTION)
+            | (u8::from(self.updated.is_some()) * HAS_UPDATED);
         out[4..8].copy_from_slice(&tag.to_le_bytes());
         out[8..16].copy_from_slice(&self.size_bytes.to_le_bytes());
         out[16..24].copy_from_slice(&self.created.to_le_bytes());
@@ -189,7 +190,8 @@ struct Head {
 
 impl Head {
     fn decode(bytes: &[u8], kind: u8, structure: &'static str) -> Result<Self, Corruption> {
-        let bad = |field, expected: String, found: String| Corruption::new(structure, 0, field, expected, found);
+        let bad =
+            |field, expected: String, found: String| Corruption::new(structure, 0, field, expected, found);
         let number = |field, expected: u64, found: u64| Corruption::new(structure, 0, field, expected, found);
         let len = declared_len(bytes, structure)?;
         if bytes.len() != len {
@@ -257,7 +259,12 @@ impl Texts<'_> {
         Ok(text.to_owned())
     }
 
-    fn optional(&mut self, present: bool, len: u8, field: &'static str) -> Result<Option<String>, Corruption> {
+    fn optional(
+        &mut self,
+        present: bool,
+        len: u8,
+        field: &'static str,
+    ) -> Result<Option<String>, Corruption> {
         if !present && len != 0 {
             return Err(self.bad(field, "no bytes without its flag", len));
         }

@@ -102,7 +102,11 @@ impl Batch<'_> {
         self.change_snapshot(id, |record| record.held = false)
     }
 
-    fn change_snapshot(&mut self, id: SnapshotId, change: impl FnOnce(&mut SnapshotRecord)) -> Result<Snapshot> {
+    fn change_snapshot(
+        &mut self,
+        id: SnapshotId,
+        change: impl FnOnce(&mut SnapshotRecord),
+    ) -> Result<Snapshot> {
         let mut record = catalogue::need_snapshot(self.table(), id)?;
         change(&mut record);
         self.stage(|stage| catalogue::update_snapshot(stage, id, &record))?;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::catalogue::Table;
 use super::*;
+use crate::device::MemoryDevice;
 use crate::error::Error;
 use crate::units::{SnapshotId, VolumeId};
 
@@ -165,7 +166,10 @@ fn an_attached_volume_allows_what_the_documents_say() {
     assert_eq!(pool.volume(id).unwrap().status, VolumeStatus::InUse);
     let before = stored(&pool);
     let in_use = |e: Error, want: &str| {
-        assert!(matches!(&e, Error::InvalidState { object: "volume", status: "in-use", op, .. } if *op == want), "{e}");
+        assert!(
+            matches!(&e, Error::InvalidState { object: "volume", status: "in-use", op, .. } if *op == want),
+            "{e}"
+        );
     };
     in_use(pool.attach(id, AttachOptions::new()).unwrap_err(), "attach");
     in_use(pool.create_snapshot(id, SnapshotSpec::new()).unwrap_err(), "create_snapshot");
@@ -198,7 +202,10 @@ fn a_shared_volume_takes_sixteen_disks() {
     assert!(matches!(over, Error::LimitExceeded { limit: 16, .. }), "{over}");
     assert!(matches!(pool.extend(id, 8192), Err(Error::InvalidState { op: "extend", .. })));
     disks.truncate(1);
-    assert!(matches!(pool.delete_volume(id, Snapshots::Refuse), Err(Error::InvalidState { op: "delete", .. })));
+    assert!(matches!(
+        pool.delete_volume(id, Snapshots::Refuse),
+        Err(Error::InvalidState { op: "delete", .. })
+    ));
     disks.clear();
     assert!(pool.extend(id, 8192).is_ok());
     assert!(pool.delete_volume(id, Snapshots::Refuse).is_ok());
@@ -278,7 +285,7 @@ fn a_batch_happens_as_a_whole_or_not_at_all() {
     let failed = pool.batch(|batch| {
         batch.create_snapshot(a, SnapshotSpec::new())?;
         batch.extend(b, 1 << 20)?;
-        batch.delete_volume(a, Snapshots::Delete)?;
+        let _ = batch.delete_volume(a, Snapshots::Delete)?;
         batch.create_snapshot(a, SnapshotSpec::new())
     });
     assert!(matches!(failed, Err(Error::NotFound { .. })));
@@ -354,8 +361,7 @@ fn discard_takes_whole_blocks_and_write_zeroes_takes_every_byte() {
     disk.write_zeroes(3 * 4096 - 1, 4096 + 2).unwrap();
     assert_eq!(read(&disk, 3 * 4096 - 2, 4), [1, 0, 0, 0]);
     assert_eq!(read(&disk, 4 * 4096, 3), [0, 1, 1]);
-    let extents: Vec<_> =
-        disk.extents(0..u64::MAX).map(|e| e.map(|e| (e.range, e.kind)).unwrap()).collect();
+    let extents: Vec<_> = disk.extents(0..u64::MAX).map(|e| e.map(|e| (e.range, e.kind)).unwrap()).collect();
     let want = vec![
         (0..4096, ExtentKind::Data),
         (4096..8192, ExtentKind::Hole),
@@ -373,8 +379,13 @@ fn vectored_transfers_are_the_bytes_in_turn() {
     let pool = pool();
     let id = blank(&pool, 16);
     let disk = attach(&pool, id);
-    let bytes: Vec<u8> = (0..50_000u32).map(|i| (i * 7 >> 3) as u8).collect();
-    for (offset, cuts) in [(0, vec![4096, 8192]), (1, vec![0, 1, 4095, 4096, 20_000]), (4000, vec![96, 97, 9000]), (4095, vec![])] {
+    let bytes: Vec<u8> = (0..50_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    for (offset, cuts) in [
+        (0, vec![4096, 8192]),
+        (1, vec![0, 1, 4095, 4096, 20_000]),
+        (4000, vec![96, 97, 9000]),
+        (4095, vec![]),
+    ] {
         let mut rest = &bytes[..];
         let mut pieces = Vec::new();
         for cut in cuts {
@@ -411,7 +422,8 @@ fn a_diff_names_what_differs_and_stays_at_its_instant() {
     disk.write_at(&[9; 32 * 4096], 0).unwrap();
     assert_eq!(pool.list_snapshots(&SnapshotQuery::new()).unwrap().items.len(), 1);
     let _ = pool.delete_snapshot(before).unwrap();
-    let changes: Vec<_> = diff.map(|c| c.map(|c| (c.range.start / 4096, c.range.end / 4096, c.kind)).unwrap()).collect();
+    let changes: Vec<_> =
+        diff.map(|c| c.map(|c| (c.range.start / 4096, c.range.end / 4096, c.kind)).unwrap()).collect();
     use ExtentKind::{Data, Hole, Zero};
     assert_eq!(changes, [(2, 4, Data), (6, 7, Hole), (20, 21, Zero), (69, 70, Data)]);
     assert!(stored(&pool).len() < catalogue);
@@ -469,7 +481,9 @@ fn attaching_and_deleting_at_once_never_leaves_a_disk_without_a_volume() {
             barrier.wait();
             let deleted = pool.delete_volume(id, Snapshots::Refuse);
             match (attached.join().unwrap(), deleted) {
-                (Ok(disk), Err(Error::InvalidState { status: "in-use", .. })) => disk.write_at(b"x", 0).unwrap(),
+                (Ok(disk), Err(Error::InvalidState { status: "in-use", .. })) => {
+                    disk.write_at(b"x", 0).unwrap()
+                }
                 (Err(Error::NotFound { .. } | Error::InvalidState { status: "deleting", .. }), Ok(_)) => {}
                 // The attachment lost only because the delete was still looking.
                 (Ok(_), Ok(_)) => panic!("a disk without a volume"),
@@ -490,5 +504,35 @@ fn paths_are_created_once_and_a_failed_create_leaves_nothing() {
     assert!(matches!(Pool::create(&path, options()), Err(Error::AlreadyExists { object: "pool", .. })));
     pool.close().unwrap();
     assert!(matches!(Pool::create(&path, options()), Err(Error::AlreadyExists { object: "pool", .. })));
-    assert!(matches!(Pool::open(dir.path().join("no"), OpenOptions::new()), Err(Error::Io { op: "open", .. })));
+    assert!(matches!(
+        Pool::open(dir.path().join("no"), OpenOptions::new()),
+        Err(Error::Io { op: "open", .. })
+    ));
+}
+
+#[test]
+fn ephemeral_copies_that_were_left_behind_go_at_the_next_open() {
+    let device = MemoryDevice::new();
+    let options = CreateOptions::new().limit_bytes(1 << 30).background(Background::Manual);
+    let pool = Pool::create_on(device.share(), options).unwrap();
+    let id = blank(&pool, 4);
+    attach(&pool, id).write_at(&[1; 4096], 0).unwrap();
+    let clean = stored(&pool);
+    let diff = pool.allocated(id).unwrap();
+    assert_eq!(stored(&pool).len(), clean.len() + 1);
+    pool.close().unwrap();
+    // Too late to tidy up: the pool is closed.
+    drop(diff);
+    let pool = Pool::open_on(device.share(), OpenOptions::new().background(Background::Manual)).unwrap();
+    assert_eq!(stored(&pool), clean);
+    assert_eq!(read(&attach(&pool, id), 0, 4096), [1; 4096]);
+    drop(pool);
+    let pool = Pool::open_on(device.share(), OpenOptions::new().read_only(true)).unwrap();
+    assert!(pool.is_read_only());
+    assert!(matches!(pool.create_volume(VolumeSpec::blank(4096)), Err(Error::ReadOnly { object: "pool" })));
+    let disk = attach(&pool, id);
+    assert!(matches!(disk.write_at(b"x", 0), Err(Error::ReadOnly { object: "pool" })));
+    assert_eq!(read(&disk, 0, 4096), [1; 4096]);
+    // Nothing changes in a read-only pool, so a comparison holds nothing.
+    assert!(pool.diff(id, id).unwrap().next().is_none());
 }

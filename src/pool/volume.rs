@@ -54,7 +54,12 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(super) fn from_record(id: VolumeId, record: VolumeRecord, attachments: u32, snapshot_count: u64) -> Self {
+    pub(super) fn from_record(
+        id: VolumeId,
+        record: VolumeRecord,
+        attachments: u32,
+        snapshot_count: u64,
+    ) -> Self {
         let status = match record.status {
             VolumeStatus::Available if attachments > 0 => VolumeStatus::InUse,
             stored => stored,

@@ -150,7 +150,8 @@ impl Batch<'_> {
         let mut record = catalogue::need_volume(self.table(), id)?;
         let size_bytes = record.common.size_bytes;
         if new_size_bytes <= size_bytes {
-            let why = format!("it must be larger than the present {size_bytes} bytes, {new_size_bytes} given");
+            let why =
+                format!("it must be larger than the present {size_bytes} bytes, {new_size_bytes} given");
             return Err(Error::invalid("size_bytes", why));
         }
         match self.inner.volume_status(id, &record) {
@@ -301,7 +302,11 @@ fn doomed_snapshots(
                 }
                 snapshots.extend(ids.into_iter().map(id_of));
             }
-            if snapshots.is_empty() { Ok(Vec::new()) } else { Err(Error::HasSnapshots { volume: id, snapshots }) }
+            if snapshots.is_empty() {
+                Ok(Vec::new())
+            } else {
+                Err(Error::HasSnapshots { volume: id, snapshots })
+            }
         }
         Snapshots::Delete => {
             let mut doomed = Vec::new();
