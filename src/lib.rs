@@ -6,6 +6,7 @@ pub mod device;
 mod error;
 mod extent;
 mod format;
+pub mod guide;
 mod node;
 mod pool;
 mod units;

@@ -82,10 +82,16 @@ fn sizes_outside_the_rules_are_refused() {
     let f = fixture();
     for bad in [0, 1, 4095, 4097, SIZE + 1, (1 << 60) + 4096, u64::MAX] {
         f.refuses("size_bytes", "4096", |p| p.create_volume(VolumeSpec::blank(bad)));
-        f.refuses("size_bytes", &bad.to_string(), |p| p.create_volume(VolumeSpec::from_snapshot(f.snapshot).size(bad)));
+        f.refuses("size_bytes", &bad.to_string(), |p| {
+            p.create_volume(VolumeSpec::from_snapshot(f.snapshot).size(bad))
+        });
     }
-    f.refuses("size_bytes", &SIZE.to_string(), |p| p.create_volume(VolumeSpec::from_snapshot(f.snapshot).size(SIZE - 4096)));
-    f.refuses("size_bytes", &SIZE.to_string(), |p| p.create_volume(VolumeSpec::from_volume(f.volume).size(4096)));
+    f.refuses("size_bytes", &SIZE.to_string(), |p| {
+        p.create_volume(VolumeSpec::from_snapshot(f.snapshot).size(SIZE - 4096))
+    });
+    f.refuses("size_bytes", &SIZE.to_string(), |p| {
+        p.create_volume(VolumeSpec::from_volume(f.volume).size(4096))
+    });
     for bad in [SIZE, SIZE - 4096, 0, SIZE + 100, u64::MAX] {
         let limit = if bad % 4096 == 0 && bad > 0 { SIZE } else { 4096 };
         f.refuses("size_bytes", &limit.to_string(), |p| p.extend(f.volume, bad));
@@ -105,7 +111,9 @@ fn texts_beyond_255_bytes_are_refused_and_bytes_count_not_characters() {
         f.refuses("metadata", "255", |p| p.create_volume(VolumeSpec::blank(SIZE).metadata(bad, "v")));
         f.refuses("metadata", "255", |p| p.create_volume(VolumeSpec::blank(SIZE).metadata("k", bad)));
         f.refuses("name", "255", |p| p.create_snapshot(f.volume, SnapshotSpec::new().name(bad)));
-        f.refuses("description", "255", |p| p.create_snapshot(f.volume, SnapshotSpec::new().description(bad)));
+        f.refuses("description", "255", |p| {
+            p.create_snapshot(f.volume, SnapshotSpec::new().description(bad))
+        });
         f.refuses("name", "255", |p| p.rename_volume(f.volume, bad));
         f.refuses("name", "255", |p| p.rename_snapshot(f.snapshot, bad));
         f.refuses("description", "255", |p| {
@@ -229,7 +237,9 @@ fn states_that_do_not_allow_an_operation_refuse_it() {
     drop(disk);
     f.refuses("update", "nothing", |p| p.update_volume(f.volume, VolumeUpdate::new()));
     f.refuses("update", "nothing", |p| p.update_snapshot(f.snapshot, SnapshotUpdate::new()));
-    f.refuses("id", "", |p| p.create_volumes(VolumeSpec::blank(SIZE).id(VolumeId::new(Uuid::from_u128(3))), 2));
+    f.refuses("id", "", |p| {
+        p.create_volumes(VolumeSpec::blank(SIZE).id(VolumeId::new(Uuid::from_u128(3))), 2)
+    });
     let shared = f.pool.create_volume(VolumeSpec::blank(SIZE).multiattach(true)).unwrap().id;
     let disk = f.pool.attach(shared, AttachOptions::default()).unwrap();
     f.state("in-use", "extend", |p| p.extend(shared, SIZE * 2));
@@ -349,7 +359,9 @@ fn options_outside_the_rules_are_refused() {
 fn closed_pool() -> (SimDevice, Model) {
     let mut rig = common::Rig::create(SimDevice::new(), Shape::SMALL).unwrap();
     let limits = Limits { volumes: 4, snapshots: 4, blocks: 16 };
-    for op in [Op::new(Kind::Create, 0, 7, 0), Op::new(Kind::Write, 0, 0, 35), Op::new(Kind::Snapshot, 0, 1, 0)] {
+    for op in
+        [Op::new(Kind::Create, 0, 7, 0), Op::new(Kind::Write, 0, 0, 35), Op::new(Kind::Snapshot, 0, 1, 0)]
+    {
         let action = rig.resolve(op, limits);
         rig.must(action);
     }
@@ -371,7 +383,8 @@ fn files_that_are_no_pools_are_refused() {
     let missing = Pool::open(folder.path().join("missing"), OpenOptions::new());
     assert!(matches!(missing, Err(Error::Io { op: "open", .. })), "{:?}", missing.map(|_| ()));
     assert!(Pool::open(folder.path(), OpenOptions::new()).is_err());
-    for (length, byte) in [(0, 0), (1, 1), (4095, 0), (4096, 0), (100_000, 0), (100_000, 0xff), (3 << 20, 0)] {
+    for (length, byte) in [(0, 0), (1, 1), (4095, 0), (4096, 0), (100_000, 0), (100_000, 0xff), (3 << 20, 0)]
+    {
         let error = open_error(SimDevice::from_image(vec![byte; length]));
         assert!(matches!(error, Error::Corrupt(_)), "{length} bytes of {byte}: {error:?}");
     }
@@ -472,7 +485,9 @@ fn impossible_superblock_fields_are_corrupt_not_a_panic() {
                     let _ = pool.check(snapvol::CheckOptions::default(), &mut |_| {});
                     let _ = pool.create_volume(VolumeSpec::blank(SIZE));
                 }
-                Err(Error::Corrupt(_) | Error::Unsupported(_) | Error::Io { .. } | Error::OutOfSpace { .. }) => {}
+                Err(
+                    Error::Corrupt(_) | Error::Unsupported(_) | Error::Io { .. } | Error::OutOfSpace { .. },
+                ) => {}
                 Err(error) => panic!("offset {at}, value {value:#x}: {error:?}"),
             }
         }

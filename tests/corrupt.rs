@@ -72,7 +72,9 @@ fn read(disk: &Disk, map: &Map, story: &str) -> u64 {
     assert_eq!(disk.size_bytes(), map.size_bytes(), "{story}");
     for (index, cell) in map.cells().iter().enumerate() {
         match disk.read_at(&mut buf, (index * BLOCK) as u64) {
-            Ok(()) => assert_eq!(xxh3_64(&buf), cell.hash(), "{story}: block {index} is wrong and nobody says so"),
+            Ok(()) => {
+                assert_eq!(xxh3_64(&buf), cell.hash(), "{story}: block {index} is wrong and nobody says so")
+            }
             Err(Error::Corrupt(_)) => errors += 1,
             Err(error) => panic!("{story}: block {index}: {error:?}"),
         }
@@ -249,7 +251,9 @@ fn misdirected_lost_and_garbled_blocks_are_errors_or_harmless() {
 #[test]
 fn both_copies_of_an_acknowledged_record_bad_is_corrupt_not_older() {
     let mut rig = Rig::create(SimDevice::new(), Shape::SMALL).unwrap();
-    for kind in [Op::new(Kind::Create, 0, 7, 0), Op::new(Kind::Write, 0, 0, 0), Op::new(Kind::Checkpoint, 0, 0, 0)] {
+    for kind in
+        [Op::new(Kind::Create, 0, 7, 0), Op::new(Kind::Write, 0, 0, 0), Op::new(Kind::Checkpoint, 0, 0, 0)]
+    {
         let action = rig.resolve(kind, LIMITS);
         rig.must(action);
     }

@@ -149,8 +149,14 @@ fn create_cut_anywhere_leaves_no_pool_or_an_empty_one() {
                 }
                 Err(error) => {
                     refused += 1;
-                    assert!(cursor.position() < created || pending > 0, "a created pool must open: {error:?}");
-                    let typed = matches!(error, Error::Corrupt(_) | Error::InvalidArgument { .. } | Error::Unsupported(_));
+                    assert!(
+                        cursor.position() < created || pending > 0,
+                        "a created pool must open: {error:?}"
+                    );
+                    let typed = matches!(
+                        error,
+                        Error::Corrupt(_) | Error::InvalidArgument { .. } | Error::Unsupported(_)
+                    );
                     assert!(typed, "{error:?}");
                 }
             }
@@ -198,12 +204,7 @@ fn failed_sync_that_drops_pages_loses_nothing_acknowledged() {
         let sim = rig.medium.clone();
         sim.drop_on_failed_sync(true);
         let at = sim.calls_of(CallKind::Sync) + nth;
-        sim.fail_kind_at(
-            CallKind::Sync,
-            at,
-            Fault::Eio,
-            false,
-        );
+        sim.fail_kind_at(CallKind::Sync, at, Fault::Eio, false);
         let mut acknowledged = rig.model.clone();
         let mut in_flight = None;
         for step in 0..16_u32 {
@@ -228,7 +229,11 @@ fn failed_sync_that_drops_pages_loses_nothing_acknowledged() {
         let digest = observe::digest(&pool).unwrap();
         let allowed =
             [Some(acknowledged.digest()), Some(latest.digest()), in_flight.map(|model| model.digest())];
-        assert!(allowed.contains(&Some(digest)), "sync {nth}: {:#?}", observe::differences(&pool, &acknowledged));
+        assert!(
+            allowed.contains(&Some(digest)),
+            "sync {nth}: {:#?}",
+            observe::differences(&pool, &acknowledged)
+        );
         assert_sound(&pool);
     }
     assert!(hit > 4, "the faults hardly hit");

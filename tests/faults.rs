@@ -113,9 +113,12 @@ impl Expected {
     fn assert_has(&self, pool: &Pool, story: &str) {
         let digest = observe::digest(pool).unwrap_or_else(|e| panic!("{story}: reading: {e:?}"));
         let found = self.possible.iter().any(|model| model.digest() == digest);
-        assert!(found, "{story}\nagainst the newest: {:#?}\nagainst the oldest: {:#?}",
+        assert!(
+            found,
+            "{story}\nagainst the newest: {:#?}\nagainst the oldest: {:#?}",
             observe::differences(pool, self.possible.last().unwrap()),
-            observe::differences(pool, &self.possible[0]));
+            observe::differences(pool, &self.possible[0])
+        );
     }
 }
 
@@ -152,8 +155,12 @@ fn run(index: usize, kind: CallKind, fault: Fault, for_good: bool, drops: bool, 
         let refused = rig.model.after(&action).is_err();
         match rig.apply(&action) {
             Ok(()) => {
-                let changes = !matches!(action, Action::Attach { .. } | Action::Detach { .. } | Action::Reopen);
-                assert!(!(poisoned && changes && !is_idle(&action)), "{story}: {action:?} was done by a latched pool");
+                let changes =
+                    !matches!(action, Action::Attach { .. } | Action::Detach { .. } | Action::Reopen);
+                assert!(
+                    !(poisoned && changes && !is_idle(&action)),
+                    "{story}: {action:?} was done by a latched pool"
+                );
                 expected.acknowledged(&rig.model, action.is_durable() && !refused);
                 poisoned &= !matches!(action, Action::Reopen);
             }
@@ -263,7 +270,11 @@ fn host_without_space_is_out_of_space_until_there_is_some() {
         if let Err(failed) = rig.apply(&action) {
             let full = matches!(failed.error, Error::OutOfSpace { .. } | Error::Io { .. });
             assert!(full, "{action:?}: {:?}", failed.error);
-            assert_eq!(observe::digest_with(rig.pool(), &rig.disks).unwrap(), before, "{action:?} had an effect");
+            assert_eq!(
+                observe::digest_with(rig.pool(), &rig.disks).unwrap(),
+                before,
+                "{action:?} had an effect"
+            );
             refused += 1;
             if refused > 5 {
                 break;

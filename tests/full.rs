@@ -137,14 +137,19 @@ fn random_operations_on_a_full_pool_work_or_are_out_of_space() {
         for step in 0..1_500 {
             let op = match rng.below(3) {
                 0 => Op::random(&mut rng),
-                _ => Op::new(Kind::Write, rng.next() as u32, rng.next() as u32, 5 + 10 * rng.below(16) as u32),
+                _ => {
+                    Op::new(Kind::Write, rng.next() as u32, rng.next() as u32, 5 + 10 * rng.below(16) as u32)
+                }
             };
             let action = rig.resolve(op, limits);
             match rig.apply(&action) {
                 Ok(()) => done += 1,
                 Err(failed) => {
                     let error = failed.error;
-                    assert!(matches!(error, Error::OutOfSpace { .. }), "seed {seed}, round {round}, step {step}: {action:?}: {error:?}");
+                    assert!(
+                        matches!(error, Error::OutOfSpace { .. }),
+                        "seed {seed}, round {round}, step {step}: {action:?}: {error:?}"
+                    );
                     let needs_none = matches!(
                         action,
                         Action::DeleteSnapshot { .. }
@@ -156,7 +161,10 @@ fn random_operations_on_a_full_pool_work_or_are_out_of_space() {
                             | Action::Step { .. }
                             | Action::Drain
                     );
-                    assert!(!needs_none, "seed {seed}, round {round}, step {step}: {action:?} must need no space: {error:?}");
+                    assert!(
+                        !needs_none,
+                        "seed {seed}, round {round}, step {step}: {action:?} must need no space: {error:?}"
+                    );
                     refused += 1;
                     if refused % 40 == 0 {
                         observe::assert_equals(rig.pool(), &rig.model, &rig.disks);

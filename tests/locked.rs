@@ -137,9 +137,7 @@ fn child_writes_until_it_is_killed() {
             println!("flushed {round}");
         }
         if round % 50 == 9 {
-            let snapshot = pool
-                .create_snapshot(id, snapvol::SnapshotSpec::new().force(true))
-                .unwrap();
+            let snapshot = pool.create_snapshot(id, snapvol::SnapshotSpec::new().force(true)).unwrap();
             println!("flushed {round}");
             if round % 100 == 9 {
                 drop(pool.delete_snapshot(snapshot.id).unwrap());

@@ -81,7 +81,11 @@ fn every_writer_owns_its_blocks_and_reads_what_it_wrote() {
                     // Blocks of this writer only: what it wrote last must be what it reads (P1).
                     let block = rng.below(BLOCKS / 4) * 4 + writer;
                     if rng.one_in(3) {
-                        assert_eq!(read_block(disk, block), mine[block as usize], "writer {writer}, block {block}");
+                        assert_eq!(
+                            read_block(disk, block),
+                            mine[block as usize],
+                            "writer {writer}, block {block}"
+                        );
                     } else {
                         mine[block as usize] = value(block, writer, count);
                         disk.write_at(&block_of(mine[block as usize]), block * BLOCK).unwrap();
@@ -137,8 +141,9 @@ fn overlapping_writes_leave_each_block_one_of_them_through_rollbacks() {
                 for count in 1.. {
                     let from = rng.below(BLOCKS - 8);
                     let blocks = rng.below(8) + 1;
-                    let bytes: Vec<u8> =
-                        (from..from + blocks).flat_map(|block| block_of(value(block, writer, count))).collect();
+                    let bytes: Vec<u8> = (from..from + blocks)
+                        .flat_map(|block| block_of(value(block, writer, count)))
+                        .collect();
                     match rng.below(12) {
                         0 => disk.discard(from * BLOCK, blocks * BLOCK).unwrap(),
                         1 => disk.write_zeroes(from * BLOCK, blocks * BLOCK).unwrap(),
@@ -203,7 +208,7 @@ fn writes_to_different_bytes_of_one_block_all_survive() {
             let (disk, pool) = (&disk, &pool);
             scope.spawn(move || {
                 let at = writer * 512;
-                for count in 1..=400_u8 as u64 + 144 {
+                for count in 1..=544_u64 {
                     let bytes = [(count % 251) as u8 + 1; 512];
                     let block = count % 3;
                     disk.write_at(&bytes, block * BLOCK + at).unwrap();
@@ -329,7 +334,8 @@ fn flush_of_any_thread_covers_its_own_writes() {
             thread::sleep(Duration::from_micros(200 + round * 171));
             // Read before the cut: a lower bound of what is durable in it.
             let bound: Vec<u64> = flushed.iter().map(|f| f.load(Ordering::Acquire)).collect();
-            let survivor = sim.crash(|i| if (i as u64 ^ round).is_multiple_of(3) { Fate::Kept } else { Fate::Lost });
+            let survivor =
+                sim.crash(|i| if (i as u64 ^ round).is_multiple_of(3) { Fate::Kept } else { Fate::Lost });
             stop.store(true, Ordering::Release);
             (survivor, bound)
         });

@@ -38,6 +38,8 @@ pub(super) struct Effects {
     /// Keep newcomers out until then.
     marks: Vec<Mark>,
     sizes: Vec<(ObjectId, u64)>,
+    /// Maps on their way out whose progress nobody will ask for.
+    unwatched: Vec<ObjectId>,
 }
 
 impl Pool {
@@ -106,7 +108,8 @@ impl Inner {
             let value = build(&mut batch)?;
             Ok((value, batch.finish()?))
         })?;
-        let Effects { marks, sizes } = effects;
+        let Effects { marks, sizes, unwatched } = effects;
+        self.engine.forget_trash(&unwatched);
         for (id, size_bytes) in sizes {
             self.attachments.grow(id, size_bytes);
         }
@@ -155,7 +158,7 @@ impl Batch<'_> {
             let taken = catalogue::taken_by(self.table(), key)?;
             if taken.is_none() && !self.gone.contains(&key) && !is_reserved(id) {
                 // A map under this id may still be on its way out; a new one must not meet it.
-                if wanted.is_none() || self.inner.engine.trash_state(key).done {
+                if wanted.is_none() || !catalogue::is_leaving(self.table(), key)? {
                     return Ok(id);
                 }
                 let why = "an object of this id was deleted and its space is not back yet";
@@ -195,6 +198,13 @@ impl Batch<'_> {
     pub(super) fn trash(&mut self, id: ObjectId) {
         self.stage.trash(id);
         self.gone.push(id);
+    }
+
+    /// Gives an object the map of another; the one it had goes.
+    pub(super) fn replace(&mut self, to: ObjectId, from: ObjectId) {
+        let old = self.stage.trash_copy_of(to);
+        self.effects.unwatched.push(old);
+        self.share(to, from);
     }
 
     pub(super) fn resized(&mut self, id: ObjectId, size_bytes: u64) {

@@ -9,9 +9,6 @@ use crate::units::{BLOCK_BYTES, ObjectId, SnapshotId, VolumeId};
 
 use super::pool::Inner;
 
-/// Background work done at once while somebody waits for it.
-const STEP_BUDGET: usize = 4096;
-
 /// A deletion that is durable, and whose space is on its way back. Dropping the handle changes nothing.
 #[must_use = "the space comes back by itself; wait() tells how much"]
 pub struct Deletion {
@@ -90,16 +87,20 @@ impl Deletion {
         sum
     }
 
-    /// Waits until the space has come back. Where the embedder does the background work, this does it.
+    /// Waits until the space has come back, helping with the work; where the embedder does the background work,
+    /// this does what it takes.
     ///
     /// # Errors
     /// `Corrupt` when a map that is to go is damaged: what lies below the damage does not come back. `Io`,
     /// `Poisoned`, `Closed`.
     pub fn wait(self) -> Result<Freed> {
-        if self.inner.manual {
-            while !self.is_done() && self.inner.engine.step(STEP_BUDGET)? {}
-        }
         Ok(Freed { freed_bytes: self.inner.engine.wait_trash(&self.ids)? })
+    }
+}
+
+impl Drop for Deletion {
+    fn drop(&mut self) {
+        self.inner.engine.forget_trash(&self.ids);
     }
 }
 

@@ -168,7 +168,9 @@ impl Inner {
                 catalogue::Stage::trash(txn, *id);
             }
             Ok(())
-        })
+        })?;
+        self.engine.forget_trash(ids);
+        Ok(())
     }
 }
 

@@ -216,10 +216,6 @@ impl CreateOptions {
         self.open.read_mode
     }
 
-    pub(super) fn is_manual(&self) -> bool {
-        self.open.background == Background::Manual
-    }
-
     pub(super) fn config(&self) -> Result<Config> {
         self.open.check()?;
         at_least("log_bytes", self.log_bytes, MIN_LOG_BYTES)?;

@@ -15,7 +15,7 @@ use crate::units::Geometry;
 
 use super::attachments::Attachments;
 use super::catalogue::{self, Index, Stage};
-use super::options::{Background, CreateOptions, OpenOptions, ReadMode};
+use super::options::{CreateOptions, OpenOptions, ReadMode};
 
 /// Bytes at the start of a block device that must be zero before a pool is created on it.
 const SIGNATURE_BYTES: usize = 64 << 10;
@@ -33,8 +33,6 @@ pub struct Pool {
 pub(super) struct Inner {
     pub(super) engine: Arc<Engine>,
     pub(super) attachments: Arc<Attachments>,
-    /// Nobody but the embedder does background work, so waiting has to do it.
-    pub(super) manual: bool,
 }
 
 const _: fn() = || {
@@ -83,7 +81,7 @@ impl Pool {
             named.map(|()| engine)
         });
         match made {
-            Ok(engine) => Ok(Self::of(engine, options.is_manual())),
+            Ok(engine) => Ok(Self::of(engine)),
             Err(e) => {
                 if !on_block_device {
                     // The first error says more than one about the removal.
@@ -106,7 +104,7 @@ impl Pool {
         let device = FileDevice::open(path, options.read_only).map_err(opening)?;
         device.set_mmap_reads(options.read_mode == ReadMode::Mmap);
         let engine = Engine::open(Arc::new(device), config)?;
-        Self::opened(engine, options.background == Background::Manual)
+        Self::opened(engine)
     }
 
     /// Creates a pool on a device of the caller's, overwriting what is there.
@@ -115,7 +113,7 @@ impl Pool {
     /// As [`create`](Self::create), but for what concerns paths.
     pub fn create_on(device: impl Device, options: CreateOptions) -> Result<Self> {
         let engine = Engine::create(Arc::new(device), options.config()?)?;
-        Ok(Self::of(engine, options.is_manual()))
+        Ok(Self::of(engine))
     }
 
     /// Opens the pool on a device of the caller's.
@@ -124,7 +122,7 @@ impl Pool {
     /// As [`open`](Self::open).
     pub fn open_on(device: impl Device, options: OpenOptions) -> Result<Self> {
         let engine = Engine::open(Arc::new(device), options.config()?)?;
-        Self::opened(engine, options.background == Background::Manual)
+        Self::opened(engine)
     }
 
     /// Creates a pool in memory, gone with its last handle.
@@ -135,12 +133,12 @@ impl Pool {
         Self::create_on(MemoryDevice::new(), options)
     }
 
-    fn of(engine: Arc<Engine>, manual: bool) -> Self {
-        Self { inner: Arc::new(Inner { engine, attachments: Arc::default(), manual }) }
+    fn of(engine: Arc<Engine>) -> Self {
+        Self { inner: Arc::new(Inner { engine, attachments: Arc::default() }) }
     }
 
-    fn opened(engine: Arc<Engine>, manual: bool) -> Result<Self> {
-        let pool = Self::of(engine, manual);
+    fn opened(engine: Arc<Engine>) -> Result<Self> {
+        let pool = Self::of(engine);
         if !pool.inner.engine.is_read_only() {
             pool.remove_ephemeral()?;
         }
@@ -161,6 +159,7 @@ impl Pool {
                 }
                 Ok(())
             })?;
+            self.inner.engine.forget_trash(&left);
         }
     }
 
@@ -200,7 +199,7 @@ impl Pool {
     }
 
     /// Does up to `budget` units of background work: how an embedder drives a pool opened with
-    /// [`Background::Manual`]. Returns false when there is nothing to do.
+    /// [`Background::Manual`](super::Background::Manual). Returns false when there is nothing to do.
     ///
     /// # Errors
     /// `Io`, `Corrupt`, `Poisoned`, `Closed`.

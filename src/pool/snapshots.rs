@@ -159,14 +159,10 @@ impl Batch<'_> {
             return Err(wrong_status(volume, VolumeStatus::InUse, "rollback"));
         }
         let was = std::mem::replace(&mut record.status, VolumeStatus::Available);
-        self.stage(|stage| {
-            if was != VolumeStatus::Available {
-                catalogue::update_volume(stage, volume, &record)?;
-            }
-            stage.trash_copy_of(volume.object());
-            Ok(())
-        })?;
-        self.share(volume.object(), id.object());
+        if was != VolumeStatus::Available {
+            self.stage(|stage| catalogue::update_volume(stage, volume, &record))?;
+        }
+        self.replace(volume.object(), id.object());
         self.inner.describe_volume(self.table(), volume, record)
     }
 }

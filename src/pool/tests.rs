@@ -452,7 +452,7 @@ fn a_comparison_of_many_pieces_is_whole() {
     assert_eq!(ranges, (0..4096).step_by(2).collect::<Vec<u64>>());
     disk.write_at(&vec![6; 4096 * 4096], 0).unwrap();
     let whole: Vec<_> = pool.allocated(id).unwrap().map(|c| c.unwrap().range).collect();
-    assert_eq!(whole, [0..4096 * 4096]);
+    assert_eq!(whole, vec![0..4096 * 4096]);
 }
 
 #[test]
@@ -535,4 +535,22 @@ fn ephemeral_copies_that_were_left_behind_go_at_the_next_open() {
     assert_eq!(read(&disk, 0, 4096), [1; 4096]);
     // Nothing changes in a read-only pool, so a comparison holds nothing.
     assert!(pool.diff(id, id).unwrap().next().is_none());
+}
+
+#[test]
+fn an_id_comes_back_only_when_its_space_has_and_then_reads_zero() {
+    let pool = pool();
+    let id = blank(&pool, 4);
+    let spec = || VolumeSpec::blank(4 * 4096).id(id);
+    attach(&pool, id).write_at(&[1; 4 * 4096], 0).unwrap();
+    pool.checkpoint().unwrap();
+    let gone = pool.delete_volume(id, Snapshots::Refuse).unwrap();
+    assert!(matches!(pool.create_volume(spec()), Err(Error::Busy { object: "volume", .. })));
+    assert_eq!(gone.wait().unwrap().freed_bytes, 4 * 4096);
+    pool.create_volume(spec()).unwrap();
+    assert_eq!(read(&attach(&pool, id), 0, 4 * 4096), [0; 4 * 4096]);
+    attach(&pool, id).write_at(&[2; 4096], 4096).unwrap();
+    assert_eq!(pool.volume_space(id).unwrap().exclusive_bytes, 4096);
+    let again = pool.delete_volume(id, Snapshots::Refuse).unwrap().wait().unwrap();
+    assert_eq!(again.freed_bytes, 4096);
 }

@@ -140,7 +140,8 @@ fn fates(pending: &[sim::Op], depth: Depth, rng: &mut Rng) -> Vec<Vec<Fate>> {
         }
     }
     if matches!(pending[older], sim::Op::Write { .. } | sim::Op::Discard { .. }) {
-        let tears = [Fate::TornPrefix(1), Fate::TornSuffix(1), Fate::LengthOnly, Fate::TornRandom(rng.next())];
+        let tears =
+            [Fate::TornPrefix(1), Fate::TornSuffix(1), Fate::LengthOnly, Fate::TornRandom(rng.next())];
         for tear in tears {
             add(vec![Fate::Kept; older], tear.clone());
             if older > 0 {
@@ -270,7 +271,10 @@ impl Run {
                 let context = || {
                     let pending = describe(cursor.pending_ops());
                     let (at, of) = (cursor.position(), trace.len());
-                    format!("{}\nrecovery cut at {at} of {of}, fates {fates:?}\npending: {pending}", context())
+                    format!(
+                        "{}\nrecovery cut at {at} of {of}, fates {fates:?}\npending: {pending}",
+                        context()
+                    )
                 };
                 let pool = match Pool::open_on(again.clone(), self.shape.open()) {
                     Ok(pool) => pool,

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use snapvol::device::Device;
-use snapvol::device::sim::SimDevice;
 use snapvol::device::MemoryDevice;
+use snapvol::device::sim::SimDevice;
 use snapvol::{
     AttachOptions, Background, CheckOptions, CreateOptions, Disk, Error, OpenOptions, Pool, RollbackOptions,
     SequentialIds, SnapshotSpec, StepClock, VolumeId, VolumeSpec,
@@ -90,11 +90,16 @@ impl Shape {
     }
 
     pub(crate) fn open(&self) -> OpenOptions {
+        self.open_with_ids(8)
+    }
+
+    /// Each opening of one pool needs ids of its own.
+    pub(crate) fn open_with_ids(&self, seed: u64) -> OpenOptions {
         OpenOptions::new()
             .cache_bytes(self.cache_bytes)
             .host_discard(self.host_discard)
             .background(Background::Manual)
-            .id_source(Arc::new(SequentialIds::new(8)))
+            .id_source(Arc::new(SequentialIds::new(seed)))
             .clock(Arc::new(StepClock::new(1_700_000_000_000_000, 1)))
     }
 }
@@ -132,15 +137,7 @@ impl<M: Medium> Rig<M> {
     pub(crate) fn over(pool: Pool, medium: M, shape: Shape, mut model: Model) -> Self {
         model.attached.clear();
         // What an earlier user deleted may still be on its way back.
-        Self {
-            pool: Some(pool),
-            medium,
-            shape,
-            model,
-            disks: BTreeMap::new(),
-            reclaiming: true,
-            serial: 1,
-        }
+        Self { pool: Some(pool), medium, shape, model, disks: BTreeMap::new(), reclaiming: true, serial: 1 }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -222,7 +219,8 @@ impl<M: Medium> Rig<M> {
                 if let Some(pool) = self.pool.take() {
                     pool.close()?;
                 }
-                self.pool = Some(Pool::open_on(self.medium.again(), self.shape.open())?);
+                let options = self.shape.open_with_ids(100 + self.serial);
+                self.pool = Some(Pool::open_on(self.medium.again(), options)?);
             }
             Action::Create { id, blocks, name } => {
                 let spec = VolumeSpec::blank((blocks * BLOCK) as u64).id(*id).name(name);

@@ -90,7 +90,9 @@ pub(crate) fn differences(pool: &Pool, model: &Model) -> Vec<String> {
             out.push(format!("volume {id} has name {:?}, not {}", found.name, expected.name));
         }
         match pool.attach(*id, AttachOptions::default().read_only(true)).and_then(|disk| read_all(&disk)) {
-            Ok(bytes) => map_differences(&mut out, &format!("volume {}", expected.name), &bytes, &expected.map),
+            Ok(bytes) => {
+                map_differences(&mut out, &format!("volume {}", expected.name), &bytes, &expected.map)
+            }
             Err(error) => out.push(format!("volume {}: {error:?}", expected.name)),
         }
     }
@@ -109,9 +111,14 @@ pub(crate) fn differences(pool: &Pool, model: &Model) -> Vec<String> {
             Err(error) => out.push(format!("snapshot {}: {error:?}", expected.name)),
         }
     }
-    out.extend(volumes.keys().filter(|id| !model.volumes.contains_key(id)).map(|id| format!("volume {id} is extra")));
     out.extend(
-        snapshots.keys().filter(|id| !model.snapshots.contains_key(id)).map(|id| format!("snapshot {id} is extra")),
+        volumes.keys().filter(|id| !model.volumes.contains_key(id)).map(|id| format!("volume {id} is extra")),
+    );
+    out.extend(
+        snapshots
+            .keys()
+            .filter(|id| !model.snapshots.contains_key(id))
+            .map(|id| format!("snapshot {id} is extra")),
     );
     out
 }
@@ -260,7 +267,8 @@ pub(crate) fn assert_space(pool: &Pool, model: &Model) {
         }
     }
     let space = pool.space().unwrap();
-    assert_eq!(space.used_bytes - space.metadata_bytes, model.data_bytes(), "{space:?}");
+    assert_eq!(space.used_bytes, model.data_bytes(), "{space:?}");
+    assert_eq!(space.used_bytes + space.metadata_bytes + space.free_bytes, space.total_bytes, "{space:?}");
 }
 
 /// Diffs between the objects of each family, and what each has allocated.

@@ -111,28 +111,92 @@ pub(crate) struct Limits {
 /// An operation that knows its objects and ranges.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
-    Create { id: VolumeId, blocks: usize, name: String },
-    CloneSnapshot { id: VolumeId, from: SnapshotId, blocks: usize, name: String },
-    CloneVolume { id: VolumeId, from: VolumeId, blocks: usize, name: String },
-    Attach { volume: VolumeId },
-    Detach { volume: VolumeId },
-    Write { volume: VolumeId, offset: u64, len: usize, stamp: u64, fua: bool },
-    WriteZeroes { volume: VolumeId, offset: u64, len: u64 },
-    Discard { volume: VolumeId, offset: u64, len: u64 },
+    Create {
+        id: VolumeId,
+        blocks: usize,
+        name: String,
+    },
+    CloneSnapshot {
+        id: VolumeId,
+        from: SnapshotId,
+        blocks: usize,
+        name: String,
+    },
+    CloneVolume {
+        id: VolumeId,
+        from: VolumeId,
+        blocks: usize,
+        name: String,
+    },
+    Attach {
+        volume: VolumeId,
+    },
+    Detach {
+        volume: VolumeId,
+    },
+    Write {
+        volume: VolumeId,
+        offset: u64,
+        len: usize,
+        stamp: u64,
+        fua: bool,
+    },
+    WriteZeroes {
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+    },
+    Discard {
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+    },
     Flush,
     Checkpoint,
-    Step { budget: usize },
+    Step {
+        budget: usize,
+    },
     Drain,
     Reopen,
-    Snapshot { id: SnapshotId, volume: VolumeId, force: bool, name: String },
+    Snapshot {
+        id: SnapshotId,
+        volume: VolumeId,
+        force: bool,
+        name: String,
+    },
     /// Two snapshots and, with `rollback`, the return of the first volume to one of its older ones.
-    Batch { snapshots: [(SnapshotId, VolumeId); 2], name: String, rollback: Option<SnapshotId> },
-    Rollback { snapshot: SnapshotId, live: bool, detach: bool },
-    DeleteSnapshot { id: SnapshotId, wait: bool },
-    DeleteVolume { id: VolumeId, policy: Snapshots, detach: bool, wait: bool },
-    Extend { volume: VolumeId, blocks: usize },
-    Rename { volume: VolumeId, name: String },
-    Hold { snapshot: SnapshotId, on: bool },
+    Batch {
+        snapshots: [(SnapshotId, VolumeId); 2],
+        name: String,
+        rollback: Option<SnapshotId>,
+    },
+    Rollback {
+        snapshot: SnapshotId,
+        live: bool,
+        detach: bool,
+    },
+    DeleteSnapshot {
+        id: SnapshotId,
+        wait: bool,
+    },
+    DeleteVolume {
+        id: VolumeId,
+        policy: Snapshots,
+        detach: bool,
+        wait: bool,
+    },
+    Extend {
+        volume: VolumeId,
+        blocks: usize,
+    },
+    Rename {
+        volume: VolumeId,
+        name: String,
+    },
+    Hold {
+        snapshot: SnapshotId,
+        on: bool,
+    },
 }
 
 fn nth<T: Copy>(from: impl ExactSizeIterator<Item = T>, n: u32) -> Option<T> {

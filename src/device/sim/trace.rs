@@ -346,8 +346,8 @@ mod tests {
         assert_eq!(runs(&trace.image_at(4, fates(true, false))), [(2, 2048), (1, 2048)]);
         assert_eq!(runs(&trace.image_at(4, fates(false, true))), [(1, 1024), (3, 2048), (1, 1024)]);
         assert_eq!(runs(&trace.image_at(4, fates(true, true))), [(2, 1024), (3, 2048), (1, 1024)]);
-        assert_eq!(trace.image_at(0, |_| Fate::Kept), []);
-        assert_eq!(trace.image_at(1, |_| Fate::Lost), []);
+        assert_eq!(trace.image_at(0, |_| Fate::Kept), Vec::<u8>::new());
+        assert_eq!(trace.image_at(1, |_| Fate::Lost), Vec::<u8>::new());
         assert_eq!(runs(&trace.image_at(2, |_| Fate::Lost)), [(1, 4096)]);
     }
 

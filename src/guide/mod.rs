@@ -1,0 +1,14 @@
+//! Long documents: they belong to the crate and are checked with it.
+//!
+//! - [`format`] describes every byte of a pool, for readers and for other implementations.
+//! - [`durability`] says what survives what, and how each promise is tested.
+//! - [`changelog`] lists what changed for users.
+
+#[doc = include_str!("format.md")]
+pub mod format {}
+
+#[doc = include_str!("durability.md")]
+pub mod durability {}
+
+#[doc = include_str!("changelog.md")]
+pub mod changelog {}
