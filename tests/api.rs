@@ -80,7 +80,9 @@ fn blank_volume_reads_zero_and_shows_what_it_was_given() {
 
 #[test]
 fn several_volumes_at_once_are_numbered_and_all_or_nothing() {
-    let pool = pool();
+    // All hundred go into one record of the log, which has to be large enough.
+    let options = CreateOptions::new().log_bytes(1 << 20).limit_bytes(1 << 30).background(Background::Manual);
+    let pool = Pool::create_on(MemoryDevice::new(), options).unwrap();
     let many = pool.create_volumes(VolumeSpec::blank(SIZE).name("node"), 100).unwrap();
     let names: Vec<_> = many.iter().map(|v| v.name.clone().unwrap()).collect();
     assert_eq!(

@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::ops::{Limits, Op, WEIGHT_SUM};
+use common::ops::{Action, Kind, Limits, Op, WEIGHT_SUM};
 use common::{Rig, Shape, observe, rng};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,19 +27,28 @@ fn run(test: &str, default_seed: u64, shape: Shape, limits: Limits, operations: 
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
-        cases: (operations / LENGTH as u64 + 1) as u32,
+        // Lists of every length up to twice this: on average so many, and a tenth more to be sure.
+        cases: (operations * 11 / 10 / LENGTH as u64 + 1) as u32,
         // The seed is printed and can be given again: no file is left behind.
         failure_persistence: None,
-        max_shrink_iters: 2_000,
+        max_shrink_iters: 20_000,
         ..Config::default()
     };
-    let done = AtomicU64::new(0);
+    let (done, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let counts: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let outcome = runner.run(&vec(op(), LENGTH..=LENGTH), |ops| {
+    let outcome = runner.run(&vec(op(), 1..=2 * LENGTH), |ops| {
         let mut rig = Rig::create(MemoryDevice::new(), shape.clone()).map_err(fail)?;
         let length = ops.len();
-        for (index, op) in ops.into_iter().enumerate() {
+        // Something to begin with; most operations need a volume.
+        let first = [Op::new(Kind::Create, 0, 20, 0), Op::new(Kind::Create, 0, 5, 0)];
+        for (index, op) in first.into_iter().chain(ops).enumerate() {
             let action = rig.resolve(op, limits);
+            let kind = action.kind();
+            match rig.model.after(&action) {
+                Ok(_) => *counts.lock().unwrap().entry(kind).or_insert(0) += 1,
+                Err(_) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+            }
             if let Err(failed) = rig.apply(&action) {
                 return Err(TestCaseError::fail(format!("operation {index}, {failed:?}")));
             }
@@ -46,8 +57,8 @@ fn run(test: &str, default_seed: u64, shape: Shape, limits: Limits, operations: 
             }
         }
         rig.verify();
-        rig.must(common::ops::Action::Drain);
-        rig.must(common::ops::Action::Reopen);
+        rig.must(Action::Drain);
+        rig.must(Action::Reopen);
         rig.verify();
         observe::assert_space(rig.pool(), &rig.model);
         observe::assert_diffs(rig.pool(), &rig.model);
@@ -58,8 +69,14 @@ fn run(test: &str, default_seed: u64, shape: Shape, limits: Limits, operations: 
         panic!("{test}, SNAPVOL_SEED={seed}: {error}");
     }
     let done = done.into_inner();
-    println!("{test}: {done} operations");
-    assert!(done >= operations);
+    let (counts, refused) = (counts.into_inner().unwrap(), refused.into_inner());
+    println!("{test}: {done} operations, {refused} refused as they must be; {counts:?}");
+    assert!(done >= operations && refused * 2 < done);
+    assert_eq!(counts.len(), Action::KINDS, "some kind of operation never happened");
+    assert!(
+        counts.values().all(|&n| n > operations / 2_000),
+        "some kind of operation hardly happened: {counts:?}"
+    );
 }
 
 fn fail(error: Error) -> TestCaseError {
@@ -70,19 +87,19 @@ fn fail(error: Error) -> TestCaseError {
 fn small_volumes_with_many_snapshots_equal_the_model() {
     let limits = Limits { volumes: 5, snapshots: 12, blocks: 24 };
     let shape = Shape::SMALL.limit(64 << 20);
-    run("small_volumes_with_many_snapshots_equal_the_model", 1, shape, limits, 60_000);
+    run("small_volumes_with_many_snapshots_equal_the_model", 1, shape, limits, 150_000);
 }
 
 #[test]
 fn larger_volumes_in_a_small_cache_equal_the_model() {
     let limits = Limits { volumes: 4, snapshots: 6, blocks: 600 };
     let shape = Shape::SMALL.limit(128 << 20).cache(256 << 10).host_discard();
-    run("larger_volumes_in_a_small_cache_equal_the_model", 2, shape, limits, 20_000);
+    run("larger_volumes_in_a_small_cache_equal_the_model", 2, shape, limits, 100_000);
 }
 
 #[test]
 fn one_volume_and_its_clones_equal_the_model() {
     let limits = Limits { volumes: 9, snapshots: 3, blocks: 6 };
     let shape = Shape::SMALL.limit(64 << 20);
-    run("one_volume_and_its_clones_equal_the_model", 3, shape, limits, 30_000);
+    run("one_volume_and_its_clones_equal_the_model", 3, shape, limits, 100_000);
 }

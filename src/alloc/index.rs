@@ -62,7 +62,7 @@ impl IndexNode {
         h.encode(block);
     }
 
-    fn decode(
+    pub(crate) fn decode(
         block: &[u8; BLOCK],
         r: &NodeRef,
         uuid: &[u8; 16],

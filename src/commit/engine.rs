@@ -22,7 +22,7 @@ use crate::extent::Map;
 use crate::format::NodeRef;
 use crate::format::superblock::{FAR_FROM_BYTES, STATE_FAR, Superblock, Totals};
 use crate::node::{Link, Store};
-use crate::pool::{Clock, IdSource};
+use crate::sources::{Clock, IdSource};
 use crate::units::{BLOCK_BYTES, Geometry, ObjectId};
 
 /// What the opener decides.
@@ -238,9 +238,6 @@ impl Engine {
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }
-    pub(crate) fn space(&self) -> &Space {
-        &self.space
-    }
     pub(crate) fn geometry(&self) -> Geometry {
         self.space.geometry
     }
@@ -258,9 +255,6 @@ impl Engine {
     }
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
-    }
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
     }
     pub(crate) fn pool_space(&self) -> PoolBlocks {
         self.space.blocks()

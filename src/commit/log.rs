@@ -105,12 +105,11 @@ impl Engine {
         copies_blocks(cap + 8192.min(2 * cap))
     }
 
-    /// Largest set of steps, in bytes, that one transaction may have.
+    /// Largest set of steps, in bytes, that one transaction may have: with the changes that may wait beside
+    /// it, one record of it must fit in an empty log, and a freeze behind it.
     pub(super) fn steps_limit(&self) -> u64 {
-        let blocks = self.space.geometry.log_blocks - self.freeze_reserve();
-        ((blocks / 2).saturating_sub(1) * BLOCK_BYTES)
-            .saturating_sub(2 * self.pending_cap())
-            .max(BLOCK_BYTES / 2)
+        let copy = (self.space.geometry.log_blocks - self.freeze_reserve()) / 2 - 1;
+        (copy * BLOCK_BYTES).saturating_sub(self.pending_cap() + 2048)
     }
 
     /// Makes everything acknowledged before the call durable, with one sync, shared with whoever waits.

@@ -26,6 +26,7 @@ mod object;
 mod pins;
 mod reclaim;
 mod recovery;
+pub(crate) mod rest;
 mod txn;
 
 pub use background::Stats;

@@ -52,12 +52,15 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
             }
         }
     }
+    if let Some(why) = newer {
+        // Whoever wrote that copy has moved on; older copies beside it say nothing about today.
+        return Err(Error::Unsupported(why));
+    }
     let Some((_, newest)) = found.iter().max_by_key(|(_, sb)| sb.generation).cloned() else {
-        return Err(match (newer, failed, first_fault) {
-            (Some(why), _, _) => Error::Unsupported(why),
-            (None, Some(e), _) => e,
-            (None, None, Some(c)) => c.into(),
-            (None, None, None) => {
+        return Err(match (failed, first_fault) {
+            (Some(e), _) => e,
+            (None, Some(c)) => c.into(),
+            (None, None) => {
                 Corruption::new("pool", 0, "length", format!("at least {BLOCK_BYTES} bytes"), len).into()
             }
         });

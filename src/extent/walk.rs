@@ -274,7 +274,7 @@ mod tests {
                     let cx = Cx { store: &self.store, held, dirtied: &self.dirtied };
                     map.cut(&cx, &lba, &(lba + len)).map(|_| ())
                 });
-                (lba..lba + len).for_each(|k| drop(model.remove(&k)));
+                model.retain(|k, _| !(lba..lba + len).contains(k));
                 return;
             }
             let fill = if what == 1 {

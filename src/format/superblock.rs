@@ -8,7 +8,7 @@ use crate::error::Corruption;
 use crate::units::{BLOCK, BLOCK_BYTES, Geometry, MAX_BLOCK_ADDR, MAX_RUN_BLOCKS};
 
 /// Format version this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"SNAPVOL\x01";
 
 /// Where copies of the superblock may lie, in bytes. Even generations use slots 0 and 2, odd ones 1 and

@@ -116,14 +116,6 @@ impl Store {
         self.cache.insert(key, Page { sum, bytes: (bytes + OVERHEAD) as u32, content });
     }
 
-    pub(crate) fn forget(&self, key: u64) {
-        self.cache.remove(&key);
-    }
-
-    pub(crate) fn forget_all(&self) {
-        self.cache.clear();
-    }
-
     /// Reads one block of metadata, unverified.
     pub(crate) fn read_block(&self, at: BlockAddr, structure: &'static str) -> Result<Box<[u8; BLOCK]>> {
         if at.raw() >= self.end_block.load(Ordering::Relaxed) {

@@ -66,12 +66,6 @@ impl<K: Kind> Link<K> {
             Link::Mem(n) => n.home().copied(),
         }
     }
-    fn level(&self) -> u8 {
-        match self {
-            Link::Disk(r) => r.level,
-            Link::Mem(n) => n.level,
-        }
-    }
 }
 
 pub(crate) struct Kid<K: Kind> {
@@ -675,9 +669,14 @@ impl<K: Kind> Node<K> {
     }
 }
 
-/// Level of the root, for reports.
+#[cfg(test)]
 impl<K: Kind> Tree<K> {
+    /// Levels of the tree.
     pub(crate) fn height(&self) -> u32 {
-        self.root.as_ref().map_or(0, |l| u32::from(l.level()) + 1)
+        match &self.root {
+            None => 0,
+            Some(Link::Disk(r)) => u32::from(r.level) + 1,
+            Some(Link::Mem(n)) => u32::from(n.level) + 1,
+        }
     }
 }

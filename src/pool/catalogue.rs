@@ -285,6 +285,11 @@ pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'stati
     Ok(None)
 }
 
+/// The keys of which one exists while the map of `id` has an owner.
+pub(super) fn owner_keys(id: ObjectId) -> Vec<Vec<u8>> {
+    vec![segment_key(VOLUMES, id, 0), segment_key(SNAPSHOTS, id, 0), id_key(EPHEMERAL, id)]
+}
+
 /// Whether a map under this id is still being reclaimed. The engine's own tables know it, across openings too.
 pub(super) fn is_leaving(table: &dyn Table, id: ObjectId) -> Result<bool> {
     let mut leaving = table.get(&id_key(TABLE_TRASH, id))?.is_some();

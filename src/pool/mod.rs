@@ -31,11 +31,11 @@ mod query;
 mod records;
 mod snapshot;
 mod snapshots;
-mod sources;
 mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod volume;
 mod volumes;
 
@@ -48,7 +48,6 @@ pub use options::{Background, CreateOptions, OpenOptions, ReadMode};
 pub use pool::Pool;
 pub use query::{Page, SnapshotQuery, VolumeQuery};
 pub use snapshot::{RollbackOptions, Snapshot, SnapshotSpec, SnapshotUpdate};
-pub use sources::{Clock, IdSource, SequentialIds, StepClock, SystemClock, SystemIds};
 pub use space::{ObjectSpace, PoolSpace};
 pub use status::{SnapshotStatus, VolumeStatus};
 pub use volume::{Snapshots, Volume, VolumeSource, VolumeSpec, VolumeUpdate};

@@ -7,7 +7,7 @@ use crate::commit::Config;
 use crate::error::{Error, Result};
 use crate::units::BLOCK_BYTES;
 
-use super::sources::{Clock, IdSource, SystemClock, SystemIds};
+use crate::sources::{Clock, IdSource, SystemClock, SystemIds};
 
 /// Smallest cache in bytes: a path from root to leaf of every tree has to fit.
 const MIN_CACHE_BYTES: u64 = 256 << 10;

@@ -226,11 +226,6 @@ impl Pool {
     pub fn is_read_only(&self) -> bool {
         self.inner.engine.is_read_only()
     }
-
-    /// The rooms below, for check and scrub.
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.inner.engine
-    }
 }
 
 impl Drop for Inner {

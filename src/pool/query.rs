@@ -345,8 +345,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::tests::pool;
-    use super::super::{CreateOptions, SnapshotSpec, Snapshots, StepClock, VolumeSpec};
+    use super::super::{CreateOptions, SnapshotSpec, Snapshots, VolumeSpec};
     use super::*;
+    use crate::sources::StepClock;
 
     fn names(page: &Page<Volume, VolumeId>) -> Vec<String> {
         page.items.iter().map(|v| v.name.clone().unwrap_or_default()).collect()

@@ -1,5 +1,6 @@
 //! The rules of the room, asked through its public doors.
 
+use crate::sources::{SequentialIds, StepClock};
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
@@ -45,7 +46,7 @@ fn face(pool: &Pool) -> String {
 /// Every pair of this room's tables.
 fn stored(pool: &Pool) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut all = Vec::new();
-    let table: &dyn Table = &**pool.engine();
+    let table: &dyn Table = &*pool.inner.engine;
     table
         .scan(&[0x01], &[0x80], &mut |k, v| {
             all.push((k.to_vec(), v.to_vec()));

@@ -69,12 +69,19 @@ pub(crate) const WEIGHT_SUM: u32 = {
 };
 
 /// One operation before it knows the pool: the numbers select objects and ranges modulo what there is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Op {
     pub(crate) kind: Kind,
     pub(crate) a: u32,
     pub(crate) b: u32,
     pub(crate) c: u32,
+}
+
+/// In one line, so that a list of them can be read and pasted.
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "op(Kind::{:?}, {}, {}, {})", self.kind, self.a, self.b, self.c)
+    }
 }
 
 impl Op {
@@ -289,6 +296,36 @@ impl Action {
             Kind::Detach => Action::Detach { volume },
             Kind::Rename => Action::Rename { volume, name },
             Kind::Hold => Action::Hold { snapshot, on: b % 3 == 0 },
+        }
+    }
+
+    /// Number of different answers of [`kind`](Self::kind).
+    pub(crate) const KINDS: usize = 21;
+
+    /// The name of the variant, for counts.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Action::Create { .. } => "create",
+            Action::CloneSnapshot { .. } => "clonesnapshot",
+            Action::CloneVolume { .. } => "clonevolume",
+            Action::Attach { .. } => "attach",
+            Action::Detach { .. } => "detach",
+            Action::Write { .. } => "write",
+            Action::WriteZeroes { .. } => "writezeroes",
+            Action::Discard { .. } => "discard",
+            Action::Flush { .. } => "flush",
+            Action::Checkpoint { .. } => "checkpoint",
+            Action::Step { .. } => "step",
+            Action::Drain { .. } => "drain",
+            Action::Reopen { .. } => "reopen",
+            Action::Snapshot { .. } => "snapshot",
+            Action::Batch { .. } => "batch",
+            Action::Rollback { .. } => "rollback",
+            Action::DeleteSnapshot { .. } => "deletesnapshot",
+            Action::DeleteVolume { .. } => "deletevolume",
+            Action::Extend { .. } => "extend",
+            Action::Rename { .. } => "rename",
+            Action::Hold { .. } => "hold",
         }
     }
 
