@@ -36,7 +36,11 @@ impl Walk<'_, '_> {
     fn index_node(&mut self, r: &NodeRef, first: u64) -> Option<IndexEntry> {
         let sb = self.rest.superblock;
         let by = if r.level == 0 { BlockKind::IndexLeaf.name() } else { BlockKind::IndexInner.name() };
-        let (_, block) = self.block(r, true, by);
+        let (sound, block) = self.block(r, true, by);
+        if sound && block.is_none() {
+            let c = Corruption::new(by, r.a.raw(), "parents", 1, "more");
+            self.findings.add(FindingKind::Overlap, c, 1);
+        }
         let node =
             block.map(|block| IndexNode::decode(&block, r, &self.rest.store.uuid, &sb.geometry, first));
         let node = match node {

@@ -19,6 +19,8 @@ mod report;
 mod scrub;
 mod slots;
 mod structure;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
@@ -188,7 +190,7 @@ fn run(
     // P9: the superblock's numbers are within bounds, but they may be lies; nothing is sized by them alone.
     let chunks = sb.chunks;
     let per_pass = (options.memory_bytes / (g.blocks_per_chunk * 4)).clamp(1, chunks.max(1));
-    let passes = chunks.div_ceil(per_pass);
+    let passes = chunks.div_ceil(per_pass).max(1);
     let meta_used = (totals.meta_chunks * g.blocks_per_chunk).saturating_sub(totals.meta_free);
     let data_used = (totals.data_chunks * g.blocks_per_chunk).saturating_sub(totals.data_free);
     let mut meter = Meter::new(progress);
@@ -199,7 +201,7 @@ fn run(
         let window = Window::new(g, first, (first + per_pass).min(chunks));
         meter.enter(Phase::Structure, structure_done, meta_used.saturating_mul(passes));
         let mut walk = Walk::new(rest, window, &mut findings, &mut suspects, &mut meter, pass == 0);
-        let found = walk.everything()?;
+        let found = walk.everything();
         let done = walk.finish();
         structure_done = meter.now.done;
         if pass == 0 {

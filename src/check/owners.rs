@@ -57,10 +57,10 @@ pub(super) fn find(
 ) {
     let mut search = Search { rest, suspects, findings, meter, seen: HashMap::new() };
     for n in named {
-        if let Named::Map { object, root } = n {
-            if search.tainted(root) {
-                search.tell(root, *object, 0);
-            }
+        if let Named::Map { object, root } = n
+            && search.tainted(root)
+        {
+            search.tell(root, *object, 0);
         }
     }
 }

@@ -7,11 +7,11 @@ use super::counts::Window;
 use super::owners::Suspects;
 use super::report::{FindingKind, Findings, located};
 use crate::commit::rest::{self, Named, Pairs, Rest};
-use crate::error::{Corruption, Result};
+use crate::error::Corruption;
 use crate::extent::{END, Extents};
 use crate::format::{NodeRef, node_sum};
 use crate::node::{Kind, Node};
-use crate::units::{BLOCK, BlockAddr, ObjectId};
+use crate::units::{BLOCK, BlockAddr};
 
 /// A place in a metadata chunk that has an owner.
 struct Place {
@@ -31,6 +31,8 @@ struct Below {
 
 impl Below {
     const NOTHING: Self = Self { low: u64::MAX, high: 0, weight: 0 };
+    /// Nodes cannot weigh that much.
+    const LOST: Self = Self { low: u64::MAX, high: 0, weight: u64::MAX };
 }
 
 /// What a reference to a node led to.
@@ -75,17 +77,17 @@ impl<'a, 'm> Walk<'a, 'm> {
     }
 
     /// Walks catalogue, maps, reclaim queue and chunk index. Returns what the catalogue names.
-    pub(super) fn everything(&mut self) -> Result<Vec<Named>> {
+    pub(super) fn everything(&mut self) -> Vec<Named> {
         let mut named = Vec::new();
         if let Some(root) = &self.rest.superblock.catalogue_root {
             self.catalogue(root, &[], None, &mut named);
         }
         // A node whose first children have been given up must be met through the queue first.
         for n in &named {
-            if let Named::Reclaim { node, next, .. } = n {
-                if *next > 0 {
-                    self.map(node, usize::from(*next));
-                }
+            if let Named::Reclaim { node, next } = n
+                && *next > 0
+            {
+                self.map(node, usize::from(*next));
             }
         }
         for n in &named {
@@ -93,14 +95,14 @@ impl<'a, 'm> Walk<'a, 'm> {
                 Named::Map { root, .. } => {
                     self.map(root, 0);
                 }
-                Named::Reclaim { node, next: 0, .. } => {
+                Named::Reclaim { node, next: 0 } => {
                     self.map(node, 0);
                 }
                 Named::Reclaim { .. } | Named::Trash { .. } => {}
             }
         }
         self.index();
-        Ok(named)
+        named
     }
 
     pub(super) fn finish(self) -> Done {
@@ -176,10 +178,10 @@ impl<'a, 'm> Walk<'a, 'm> {
         if !fresh {
             return (true, None);
         }
-        if let Some(b) = r.b {
-            if self.claim(b, tag ^ 1, by) != Ok(true) {
-                self.findings.unknown = true;
-            }
+        if let Some(b) = r.b
+            && self.claim(b, tag ^ 1, by) != Ok(true)
+        {
+            self.findings.unknown = true;
         }
         self.nodes += 1;
         self.meter.step(1 + u64::from(r.b.is_some()));
@@ -220,6 +222,8 @@ impl<'a, 'm> Walk<'a, 'm> {
 
     fn lost(&mut self, r: &NodeRef, c: Corruption) {
         self.findings.unknown = true;
+        // The next parent must not take it for an empty one.
+        self.remember(r, Below::LOST);
         if let Some(finding) = self.findings.add(FindingKind::BadNode, c, 1) {
             self.suspects.node(r.a, finding);
         }
@@ -230,7 +234,7 @@ impl<'a, 'm> Walk<'a, 'm> {
         match self.block(r, r.level > 0 || K::LEAF_TWIN, by) {
             (false, _) => Opened::Lost,
             (true, None) => match self.places.get(&r.a.raw()) {
-                Some(place) if place.below.weight != u64::MAX => Opened::Seen(place.below),
+                Some(place) if place.below.weight != Below::LOST.weight => Opened::Seen(place.below),
                 _ => Opened::Lost,
             },
             (true, Some(block)) => match Node::<K>::decode(&block, r, &self.rest.store.uuid) {
@@ -295,11 +299,7 @@ impl<'a, 'm> Walk<'a, 'm> {
                 }
                 return Some(below);
             }
-            Opened::Lost => {
-                // Remembered, so that the next parent does not take it for an empty one.
-                self.remember(r, Below { weight: u64::MAX, ..Below::NOTHING });
-                return None;
-            }
+            Opened::Lost => return None,
         };
         if skip > node.kids.len() {
             let c = Corruption::new("reclaim queue", r.a.raw(), "next child", node.kids.len(), skip);
@@ -357,11 +357,4 @@ fn tag(by: &'static str, level: u8, what: u64) -> u64 {
     // Names of structures differ in length and first letters.
     let name = by.bytes().fold(0u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(b)));
     (what ^ name.rotate_left(20) ^ u64::from(level) << 56).wrapping_mul(0xff51_afd7_ed55_8ccd) & !1
-}
-
-/// Id of the object that a record of the catalogue is about.
-pub(super) fn object_of(named: &Named) -> ObjectId {
-    match named {
-        Named::Map { object, .. } | Named::Trash { object } | Named::Reclaim { object, .. } => *object,
-    }
 }

@@ -238,6 +238,10 @@ impl Engine {
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }
+    #[cfg(test)]
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
     pub(crate) fn geometry(&self) -> Geometry {
         self.space.geometry
     }

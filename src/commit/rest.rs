@@ -3,7 +3,7 @@
 use super::catalogue::{self, Catalogue, TABLE_RECLAIM, TABLE_ROOTS, TABLE_TRASH};
 use super::engine::Engine;
 use crate::alloc::Space;
-use crate::error::{Error, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::format::NodeRef;
 use crate::format::superblock::Superblock;
 use crate::node::{Link, Store};
@@ -30,7 +30,7 @@ pub(crate) enum Named {
     /// An object whose map is to be reclaimed.
     Trash { object: ObjectId },
     /// A node that is being reclaimed: its children before `next` have been given up.
-    Reclaim { object: ObjectId, node: NodeRef, next: u16 },
+    Reclaim { node: NodeRef, next: u16 },
 }
 
 /// What a pair of the catalogue names; none for the records of the rooms above.
@@ -38,14 +38,15 @@ pub(crate) fn named(key: &[u8], value: &[u8]) -> Result<Option<Named>> {
     let object = |len: usize| {
         catalogue::object_of(key)
             .filter(|_| key.len() == len)
-            .ok_or_else(|| Error::from(crate::Corruption::new("catalogue", 0, "key length", len, key.len())))
+            .ok_or_else(|| Error::from(Corruption::new("catalogue", 0, "key length", len, key.len())))
     };
     Ok(match key.first() {
         Some(&TABLE_ROOTS) => Some(Named::Map { object: object(17)?, root: catalogue::parse_root(value)? }),
         Some(&TABLE_TRASH) => Some(Named::Trash { object: object(17)? }),
         Some(&TABLE_RECLAIM) => {
+            object(19)?;
             let (node, next) = catalogue::parse_queue(value)?;
-            Some(Named::Reclaim { object: object(19)?, node, next })
+            Some(Named::Reclaim { node, next })
         }
         _ => None,
     })
