@@ -58,6 +58,7 @@ pub mod guide;
 mod node;
 mod pool;
 mod sources;
+mod trace;
 mod units;
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Owner, Phase, Progress};

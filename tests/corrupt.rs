@@ -14,7 +14,7 @@ use common::rng::Rng;
 use common::{Rig, Shape, observe, on_all_cores, rng};
 use snapvol::device::Device;
 use snapvol::device::sim::{Fate, SimDevice};
-use snapvol::{AttachOptions, CheckOptions, Disk, Error, Pool, Snapshots, VolumeId};
+use snapvol::{AttachOptions, CheckOptions, CheckReport, Disk, Error, Pool, Snapshots, VolumeId};
 use xxhash_rust::xxh3::xxh3_64;
 
 const LIMITS: Limits = Limits { volumes: 4, snapshots: 5, blocks: 24 };
@@ -117,18 +117,24 @@ fn survive(device: SimDevice, model: &Model, story: &str, outcomes: &Outcomes) {
         assert!(matches!(listed, Ok(true) | Err(Error::Corrupt(_))), "{story}: list: {listed:?}");
     }
     let errors: u64 = harmed.values().sum();
-    let families = harmed.values().filter(|&&errors| errors > 0).count();
-    assert!(families <= 1, "{story}: one bad byte took blocks of two families: {harmed:?}");
-    add(&outcomes.errors, u64::from(errors > 0));
-    let found = match pool.check(CheckOptions::default(), &mut |_| {}) {
-        Ok(report) => report.findings.len(),
-        Err(Error::Corrupt(_)) => 1,
-        Err(error) => panic!("{story}: check: {error:?}"),
-    } + match pool.scrub(CheckOptions::default(), &mut |_| {}) {
-        Ok(report) => report.findings.len(),
-        Err(Error::Corrupt(_)) => 1,
-        Err(error) => panic!("{story}: scrub: {error:?}"),
+    let findings = |report: Result<CheckReport, Error>| match report {
+        Ok(report) => report.findings.iter().map(|finding| format!("{finding:?}")).collect(),
+        Err(Error::Corrupt(corruption)) => vec![corruption.to_string()],
+        Err(error) => panic!("{story}: {error:?}"),
     };
+    let mut found = findings(pool.check(CheckOptions::default(), &mut |_| {}));
+    found.extend(findings(pool.scrub(CheckOptions::default(), &mut |_| {})));
+    let families = harmed.values().filter(|&&errors| errors > 0).count();
+    // A page of checksums serves all blocks of one chunk, whoever's they are: there is one copy of it, as of the
+    // data. Everything else that is bad is a block of one family.
+    let page = found.iter().any(|finding| finding.contains("checksum page"));
+    assert!(
+        families <= 1 || page,
+        "{story}: one bad byte took blocks of two families: {harmed:?}; {:#?}",
+        found.first()
+    );
+    add(&outcomes.errors, u64::from(errors > 0));
+    let found = found.len();
     assert!(errors == 0 || found > 0, "{story}: {errors} blocks cannot be read and no finding says so");
     add(&outcomes.findings, u64::from(found > 0));
     add(&outcomes.unharmed, u64::from(errors == 0 && found == 0));

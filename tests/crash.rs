@@ -121,6 +121,25 @@ fn every_short_workload_survives_every_cut() {
     assert!(count.total() >= workloads as u64 * 2);
 }
 
+/// The judge of all this is judged: a device whose syncs lie loses what was acknowledged, and that is noticed.
+#[test]
+fn device_that_lies_about_its_syncs_is_found_out() {
+    let ops: Vec<Op> =
+        (0..4).flat_map(|n| [ALPHABET[0], Op::new(Kind::Write, 0, n, 0), ALPHABET[5]]).collect();
+    let (mut noticed, mut lies) = (0, 0);
+    for nth in 0..8 {
+        let rig = prepared(&Shape::SMALL);
+        let sim = rig.medium.clone();
+        sim.lying_sync(sim.calls_of(CallKind::Sync) + nth);
+        let run = record(rig, &ops, LIMITS, "a lying sync");
+        lies += usize::from(run.trace.ops().contains(&snapvol::device::sim::Op::SyncWithoutEffect));
+        let walk = || run.walk(&ops, LIMITS, Depth::FULL, &mut Rng::new(nth as u64), &Count::default());
+        noticed += usize::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(walk)).is_err());
+    }
+    println!("{noticed} of {lies} lying syncs noticed (the panics above are theirs)");
+    assert!(lies >= 3 && noticed == lies);
+}
+
 #[test]
 fn create_cut_anywhere_leaves_no_pool_or_an_empty_one() {
     let sim = SimDevice::new();

@@ -14,6 +14,7 @@ use crate::format::chunk::{ChunkEntry, ChunkKind, Counts};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeRef, page_sum};
 use crate::node::Store;
+use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, Geometry, MAX_RUN_BLOCKS};
 
 /// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries.
@@ -227,6 +228,7 @@ impl Space {
             // The host's space and the new length are durable before anything can refer to them.
             match self.store.device.allocate(from, to - from).and_then(|()| self.store.device.sync()) {
                 Ok(()) => {
+                    event!(chunks = want, "pool grew");
                     self.index.write().chunks = want;
                     self.host_end.store(to, Ordering::Relaxed);
                     self.store.set_end(to / BLOCK_BYTES);

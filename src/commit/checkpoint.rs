@@ -15,6 +15,7 @@ use crate::format::chunk::ChunkKind;
 use crate::format::superblock::{STATE_CLEAN, STATE_FAR, Superblock, Totals};
 use crate::format::{NodeHeader, NodeRef, node_sum};
 use crate::node::{Kind, Link, Node, Store};
+use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Consecutive metadata blocks that leave in one write.
@@ -450,6 +451,7 @@ impl Engine {
             }
         });
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        event!(generation, blocks = built.writes.len(), "checkpoint durable");
         self.reclaim_done(built.reclaimed);
         Ok(())
     }

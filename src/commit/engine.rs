@@ -23,6 +23,7 @@ use crate::format::NodeRef;
 use crate::format::superblock::{FAR_FROM_BYTES, STATE_FAR, Superblock, Totals};
 use crate::node::{Link, Store};
 use crate::sources::{Clock, IdSource};
+use crate::trace::alarm;
 use crate::units::{BLOCK_BYTES, Geometry, ObjectId};
 
 /// What the opener decides.
@@ -231,6 +232,7 @@ impl Engine {
     /// Latches the pool (C6) and passes the error on.
     pub(super) fn poison(&self, e: Error) -> Error {
         self.poisoned.store(true, Ordering::Release);
+        alarm!(error = %e, "latched: nothing more is written until the pool is reopened");
         self.trash_moved.notify_all();
         e
     }

@@ -17,6 +17,7 @@ use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind, Record, Step};
 use crate::format::superblock::{FAR_SLOTS, NEAR_SLOTS, STATE_CLEAN, SlotFault, Superblock};
 use crate::node::{Cx, Held, Miss};
+use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
 /// Blocks of log read at once while looking for stray records.
@@ -105,6 +106,12 @@ impl Engine {
             return Ok(engine.start());
         }
         let tail = engine.read_log(&sb)?;
+        event!(
+            generation = sb.generation,
+            records = tail.records.len(),
+            sequence = tail.sequence,
+            "recovering from an unclean end"
+        );
         let dropped_to_read_only = tail.read_only;
         if dropped_to_read_only {
             engine.read_only.store(true, Ordering::Relaxed);

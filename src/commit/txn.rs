@@ -11,6 +11,7 @@ use super::reclaim::TrashState;
 use crate::error::{Error, Result};
 use crate::extent::Map;
 use crate::format::record::Step;
+use crate::trace::event;
 use crate::units::ObjectId;
 
 /// What one transaction is going to do. Reads see what it has staged.
@@ -138,6 +139,7 @@ impl Engine {
             }
             self.checkpoint()?;
         }
+        event!(steps = steps.len(), deleted = trashed.len(), "catalogue transaction durable");
         if !trashed.is_empty() {
             self.wake();
         }

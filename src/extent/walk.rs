@@ -400,6 +400,25 @@ mod tests {
     }
 
     #[test]
+    fn shared_node_ends_where_the_first_of_its_bounds_does() {
+        let mut bench = Bench::new(8 << 20);
+        let (mut a, mut model) = (Map::empty(), Model::new());
+        for i in 0..2000u64 {
+            bench.apply(&mut a, &mut model, i * 2, 1, 2);
+        }
+        let bounds: Vec<u64> = match &a.root {
+            Some(Link::Mem(root)) => root.kids.iter().map(|k| k.key).collect(),
+            _ => panic!("in memory"),
+        };
+        // A whole leaf goes from one map: the one before it is shared and reaches further there.
+        let (mut b, mut model_b) = (a.clone(), model);
+        bench.apply(&mut b, &mut model_b, bounds[2], bounds[3] - bounds[2], 0);
+        let gone = |to: ChangeKind| (bounds[2]..bounds[3]).step_by(2).map(move |lba| (lba, to)).collect();
+        assert_eq!(spread(changes(&bench.store, &a, &b, 0, END)), gone(ChangeKind::Hole));
+        assert_eq!(spread(changes(&bench.store, &b, &a, 0, END)), gone(ChangeKind::Data));
+    }
+
+    #[test]
     fn neighbours_of_one_kind_are_one_change() {
         let mut bench = Bench::new(8 << 20);
         let (mut map, mut model) = (Map::empty(), Model::new());
