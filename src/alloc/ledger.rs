@@ -260,10 +260,10 @@ impl<'a> Ledger<'a> {
                 w.base_free = Bits::none();
             }
         }
-        if let Some(source) = self.source {
-            if self.works.get(&source).is_some_and(|w| w.kind == ChunkKind::Free) {
-                self.source = None;
-            }
+        if let Some(source) = self.source
+            && self.works.get(&source).is_some_and(|w| w.kind == ChunkKind::Free)
+        {
+            self.source = None;
         }
         // The first block is taken now: it may grow the pool, and with it the height of the index.
         self.source = Some(match self.source {
@@ -344,15 +344,13 @@ impl<'a> Ledger<'a> {
         let wants_counts = !free && w.dirty && (w.kind == ChunkKind::Meta || w.counts.is_uniform().is_none());
         let counts_change = w.dirty;
         let wants_checksums = !free && w.checksums.is_some();
-        if counts_change {
-            if let Some(page) = old.counts {
-                self.add(page.addr, 1, -1, ChunkKind::Meta)?;
-            }
+        if counts_change && let Some(page) = old.counts {
+            self.add(page.addr, 1, -1, ChunkKind::Meta)?;
         }
-        if free || wants_checksums {
-            if let Some(page) = old.checksums {
-                self.add(page.addr, 1, -1, ChunkKind::Meta)?;
-            }
+        if (free || wants_checksums)
+            && let Some(page) = old.checksums
+        {
+            self.add(page.addr, 1, -1, ChunkKind::Meta)?;
         }
         let counts_at = if wants_counts { Some(self.take(1)?) } else { None };
         let checksums_at = if wants_checksums { Some(self.take(1)?) } else { None };

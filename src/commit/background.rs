@@ -173,11 +173,11 @@ impl Engine {
     pub(super) fn stop_worker(&self) {
         self.wake.stop.store(true, Ordering::SeqCst);
         self.wake.bell.notify_all();
-        if let Some(thread) = self.worker.lock().take() {
-            if thread.thread().id() != std::thread::current().id() {
-                // A worker that panicked has nothing left to say: the caller's own calls will tell.
-                let _ = thread.join();
-            }
+        if let Some(thread) = self.worker.lock().take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A worker that panicked has nothing left to say: the caller's own calls will tell.
+            let _ = thread.join();
         }
     }
 }

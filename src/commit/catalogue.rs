@@ -3,7 +3,7 @@
 
 use crate::error::{Corruption, Result};
 use crate::format::node::{
-    BODY, MAX_KEY, MAX_VALUE, decode_fences, decode_pairs, encode_fences, encode_pairs,
+    BODY, MAX_KEY, MAX_VALUE, Pair, decode_fences, decode_pairs, encode_fences, encode_pairs,
 };
 use crate::format::{BlockKind, NodeHeader, NodeRef, Reader, Writer};
 use crate::node::{Cx, Got, Held, Kid, Kind, Link, Miss, Store, Tree};
@@ -13,8 +13,6 @@ use crate::units::{BLOCK, ObjectId};
 pub(crate) struct Pairs;
 
 pub(crate) type Catalogue = Tree<Pairs>;
-
-pub(crate) type Pair = (Vec<u8>, Vec<u8>);
 
 /// Table of map roots: key `0xF0`, object id; value: a node reference.
 pub(crate) const TABLE_ROOTS: u8 = 0xF0;

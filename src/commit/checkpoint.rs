@@ -221,7 +221,8 @@ fn settle_difference<K: Kind>(
     loop {
         let (item, by) = match (a.peek(), b.peek()) {
             (Some(x), Some(y)) if K::same(x, y) => {
-                (a.next(), b.next());
+                a.next();
+                b.next();
                 continue;
             }
             (Some(x), Some(y)) if K::key(x) <= K::key(y) => (a.next(), -1),
@@ -422,10 +423,10 @@ impl Engine {
                     catalogue::set(&mut live, &self.store, &self.dirtied, key, value.as_deref())?;
                 }
             }
-            live.settle(&self.store);
+            live.settle();
         }
         for (object, _) in &frozen.roots {
-            object.map.write().tree.settle(&self.store);
+            object.map.write().tree.settle();
         }
         // C5: who entered before this point may still look at what the checkpoint freed.
         self.pins.wait();

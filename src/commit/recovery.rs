@@ -408,20 +408,19 @@ impl Engine {
             }
         }
         for step in &record.steps {
-            if let Step::Put(k, v) = step {
-                if k.is_empty()
+            if let Step::Put(k, v) = step
+                && (k.is_empty()
                     || k.len() > crate::format::node::MAX_KEY
-                    || v.len() > crate::format::node::MAX_VALUE
-                {
-                    return Err(Corruption::new(
-                        "log record",
-                        0,
-                        "key or value length",
-                        "within limits",
-                        k.len(),
-                    )
-                    .into());
-                }
+                    || v.len() > crate::format::node::MAX_VALUE)
+            {
+                return Err(Corruption::new(
+                    "log record",
+                    0,
+                    "key or value length",
+                    "within limits",
+                    k.len(),
+                )
+                .into());
             }
             self.apply_map_step(step)?;
             self.apply_catalogue_step(step)?;

@@ -305,7 +305,7 @@ mod tests {
             if let Some(Link::Mem(root)) = map.root.clone() {
                 write(self, &root);
             }
-            map.settle(&self.store);
+            map.settle();
         }
     }
 

@@ -4,6 +4,9 @@ use super::{NodeHeader, NodeRef, Reader, Writer};
 use crate::error::Corruption;
 use crate::units::{BLOCK, MAX_BLOCK_ADDR, MAX_RUN_BLOCKS};
 
+/// A catalogue entry: key and value.
+pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+
 /// Bytes of a node behind its header.
 pub(crate) const BODY: usize = BLOCK - NodeHeader::BYTES;
 /// Extents in a full map leaf.
@@ -188,10 +191,7 @@ pub(crate) fn encode_pairs<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>
     w.finish();
 }
 
-pub(crate) fn decode_pairs(
-    h: &NodeHeader,
-    block: &[u8; BLOCK],
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Corruption> {
+pub(crate) fn decode_pairs(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<Pair>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "catalogue leaf", h.a.raw());
     let mut out: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for _ in 0..h.count {

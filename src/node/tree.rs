@@ -486,20 +486,20 @@ impl<K: Kind> Tree<K> {
     }
 
     /// After a checkpoint: links to nodes that it wrote become addresses, so that the cache's limit holds.
-    pub(crate) fn settle(&mut self, store: &Store) {
+    pub(crate) fn settle(&mut self) {
         if let Some(root) = &mut self.root {
-            settle_link(root, store);
+            settle_link(root);
         }
     }
 }
 
-fn settle_link<K: Kind>(link: &mut Link<K>, store: &Store) {
+fn settle_link<K: Kind>(link: &mut Link<K>) {
     let Link::Mem(arc) = link else { return };
     if let Some(home) = arc.home().copied() {
         *link = Link::Disk(home);
     } else if let Some(node) = Arc::get_mut(arc) {
         for kid in &mut node.kids {
-            settle_link(&mut kid.link, store);
+            settle_link(&mut kid.link);
         }
     }
 }
@@ -665,18 +665,6 @@ impl<K: Kind> Node<K> {
                 self.kids.remove(low + 1);
                 return;
             }
-        }
-    }
-}
-
-#[cfg(test)]
-impl<K: Kind> Tree<K> {
-    /// Levels of the tree.
-    pub(crate) fn height(&self) -> u32 {
-        match &self.root {
-            None => 0,
-            Some(Link::Disk(r)) => u32::from(r.level) + 1,
-            Some(Link::Mem(n)) => u32::from(n.level) + 1,
         }
     }
 }
