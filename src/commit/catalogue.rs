@@ -16,9 +16,12 @@ pub(crate) type Catalogue = Tree<Pairs>;
 
 /// Table of map roots: key `0xF0`, object id; value: a node reference.
 pub(crate) const TABLE_ROOTS: u8 = 0xF0;
-/// Table of objects whose maps are to be reclaimed: key `0xF1`, object id; value empty.
+/// Table of objects whose maps are to be reclaimed: key `0xF1`, object id; value: u64 number of the deletion,
+/// u8 1 once the map is in the queue. The entry goes when the last block has come back.
 pub(crate) const TABLE_TRASH: u8 = 0xF1;
-/// The reclaim queue: key `0xF2`, object id, u16 depth (big-endian); value: a node reference, u16 next child.
+/// The reclaim queue: key `0xF2`, u64 number of the deletion, object id, u16 depth (numbers big-endian); value:
+/// a node reference, u16 next child. Deletions are reclaimed in the order in which they were made: a block
+/// that two of them shared comes back with the later one, which was its last owner.
 /// The entry owns one reference to the node and has dropped its children before `next`.
 pub(crate) const TABLE_RECLAIM: u8 = 0xF2;
 
@@ -175,10 +178,35 @@ pub(crate) fn object_key(table: u8, id: ObjectId) -> Vec<u8> {
     key
 }
 
-pub(crate) fn queue_key(id: ObjectId, depth: u16) -> Vec<u8> {
-    let mut key = object_key(TABLE_RECLAIM, id);
+pub(crate) fn queue_key(number: u64, id: ObjectId, depth: u16) -> Vec<u8> {
+    let mut key = vec![TABLE_RECLAIM];
+    key.extend_from_slice(&number.to_be_bytes());
+    key.extend_from_slice(&id.0);
     key.extend_from_slice(&depth.to_be_bytes());
     key
+}
+
+/// Number and object of a key in the reclaim queue.
+pub(crate) fn queued(key: &[u8]) -> Option<(u64, ObjectId)> {
+    let number = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
+    Some((number, ObjectId(key.get(9..25)?.try_into().ok()?))).filter(|_| key.len() == 27)
+}
+
+pub(crate) fn trash_value(number: u64, in_queue: bool) -> Vec<u8> {
+    let mut value = number.to_le_bytes().to_vec();
+    value.push(u8::from(in_queue));
+    value
+}
+
+/// Number of a deletion, and whether its map is in the queue.
+pub(crate) fn parse_trash(value: &[u8]) -> Result<(u64, bool)> {
+    let mut r = Reader::new(value, "deletion record", 0);
+    let (number, state) = (r.u64()?, r.u8()?);
+    if state > 1 {
+        return Err(r.bad("state", "0 or 1", state).into());
+    }
+    r.finish()?;
+    Ok((number, state == 1))
 }
 
 pub(crate) fn object_of(key: &[u8]) -> Option<ObjectId> {

@@ -330,6 +330,11 @@ impl Engine {
         }
     }
 
+    /// The number of a deletion: they are reclaimed in order.
+    pub(super) fn next_number(&self) -> u64 {
+        self.internal_ids.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn internal_id(&self) -> ObjectId {
         let n = self.internal_ids.fetch_add(1, Ordering::Relaxed);
         internal_object(n)

@@ -30,7 +30,7 @@ pub(crate) mod rest;
 mod txn;
 
 pub use background::Stats;
-pub(crate) use catalogue::{TABLE_RECLAIM, TABLE_TRASH};
+pub(crate) use catalogue::TABLE_TRASH;
 pub(crate) use engine::{Config, Engine};
 pub(crate) use object::Object;
 pub(crate) use txn::Txn;

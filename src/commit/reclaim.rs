@@ -10,11 +10,12 @@ use std::sync::atomic::Ordering;
 
 use super::catalogue::{
     self, Catalogue, TABLE_RECLAIM, TABLE_ROOTS, TABLE_TRASH, neighbour, object_key, object_of, queue_key,
+    queued,
 };
 use super::checkpoint::durable_root;
 use super::engine::Engine;
 use crate::alloc::Ledger;
-use crate::error::{Error, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::extent::Extents;
 use crate::format::NodeRef;
 use crate::format::chunk::ChunkKind;
@@ -70,50 +71,63 @@ impl Engine {
         let mut out = Reclaimed::default();
         let mut q = Queue { store: &self.store, tree, edits, dummy: &self.counters.checkpoint_nodes };
         for r in dropped {
-            let id = self.internal_id();
-            q.set(queue_key(id, 0), Some(catalogue::queue_value(&r, 0)))?;
+            let (number, id) = (self.next_number(), self.internal_id());
+            q.set(queue_key(number, id, 0), Some(catalogue::queue_value(&r, 0)))?;
         }
         // Deleted objects hand their root to the queue.
+        let mut waiting = Vec::new();
         let mut at = vec![TABLE_TRASH];
-        for _ in 0..BATCH {
-            let Some((key, _)) = neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_TRASH)
-            else {
-                break;
-            };
-            at.clone_from(&key);
+        while let Some((key, value)) =
+            neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_TRASH)
+        {
+            let (number, in_queue) = catalogue::parse_trash(&value)?;
+            if let Some(id) = object_of(&key).filter(|_| !in_queue) {
+                waiting.push((number, id));
+            }
+            at = key;
             at.push(0);
-            let Some(id) = object_of(&key) else { break };
+        }
+        waiting.sort_unstable();
+        for (number, id) in waiting.into_iter().take(BATCH) {
+            let key = object_key(TABLE_TRASH, id);
             match durable_root(q.store, q.tree, id)? {
                 Some(root) => {
-                    q.set(queue_key(id, 0), Some(catalogue::queue_value(&root, 0)))?;
+                    q.set(queue_key(number, id, 0), Some(catalogue::queue_value(&root, 0)))?;
                     q.set(object_key(TABLE_ROOTS, id), None)?;
+                    q.set(key, Some(catalogue::trash_value(number, true)))?;
                 }
-                None => out.progress.entry(id).or_default().done = true,
+                None => {
+                    out.progress.entry(id).or_default().done = true;
+                    q.set(key, None)?;
+                }
             }
-            q.set(key, None)?;
         }
         let mut budget = BUDGET;
-        let mut at = vec![TABLE_RECLAIM];
         while budget > 0 {
-            let Some((key, _)) =
-                neighbour(q.tree, q.store, &at, false)?.filter(|(k, _)| k[0] == TABLE_RECLAIM)
-            else {
-                break;
+            let next = neighbour(q.tree, q.store, &[TABLE_RECLAIM], false)?;
+            let Some((key, _)) = next.filter(|(k, _)| k[0] == TABLE_RECLAIM) else { break };
+            let Some((number, id)) = queued(&key) else {
+                let found = format!("{key:02x?}");
+                return Err(
+                    Corruption::new("reclaim queue", 0, "key", "a number and an object", found).into()
+                );
             };
-            let Some(id) = object_of(&key) else { break };
-            let before = stack_of(q.tree, q.store, id)?;
-            at = queue_key(id, u16::MAX);
-            if before.iter().any(|(r, _)| fresh.contains(&r.a)) {
-                continue;
+            let before = stack_of(q.tree, q.store, number, id)?;
+            if before.is_empty() || before.iter().any(|(r, _)| fresh.contains(&r.a)) {
+                // Its nodes are on the medium when the next checkpoint comes; the order is kept.
+                break;
             }
             let mut stack = before.clone();
             let progress = out.progress.entry(id).or_default();
             walk(ledger, &self.store, &mut stack, progress, &mut budget)?;
             progress.done = stack.is_empty();
+            if stack.is_empty() && catalogue::get(q.tree, q.store, &object_key(TABLE_TRASH, id))?.is_some() {
+                q.set(object_key(TABLE_TRASH, id), None)?;
+            }
             for depth in 0..before.len().max(stack.len()) {
                 if before.get(depth) != stack.get(depth) {
                     let value = stack.get(depth).map(|(r, next)| catalogue::queue_value(r, *next));
-                    q.set(queue_key(id, depth as u16), value)?;
+                    q.set(queue_key(number, id, depth as u16), value)?;
                 }
             }
         }
@@ -207,9 +221,9 @@ fn drop_node(ledger: &mut Ledger<'_>, store: &Store, r: &NodeRef) -> Result<u64>
 
 type Stack = Vec<(NodeRef, u16)>;
 
-fn stack_of(tree: &Catalogue, store: &Store, id: ObjectId) -> Result<Stack> {
+fn stack_of(tree: &Catalogue, store: &Store, number: u64, id: ObjectId) -> Result<Stack> {
     let mut stack = Vec::new();
-    while let Some(value) = catalogue::get(tree, store, &queue_key(id, stack.len() as u16))? {
+    while let Some(value) = catalogue::get(tree, store, &queue_key(number, id, stack.len() as u16))? {
         stack.push(catalogue::parse_queue(&value)?);
     }
     Ok(stack)

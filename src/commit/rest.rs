@@ -44,8 +44,9 @@ pub(crate) fn named(key: &[u8], value: &[u8]) -> Result<Option<Named>> {
         Some(&TABLE_ROOTS) => Some(Named::Map { object: object(17)?, root: catalogue::parse_root(value)? }),
         Some(&TABLE_TRASH) => Some(Named::Trash { object: object(17)? }),
         Some(&TABLE_RECLAIM) => {
-            object(19)?;
             let (node, next) = catalogue::parse_queue(value)?;
+            let bad = || crate::Corruption::new("reclaim queue", 0, "key length", 27, key.len());
+            catalogue::queued(key).ok_or_else(bad)?;
             Some(Named::Reclaim { node, next })
         }
         _ => None,

@@ -90,7 +90,8 @@ impl Txn<'_> {
 
     /// Queues the map of `id` for reclaim. The object must not be used any more.
     pub(crate) fn trash(&mut self, id: ObjectId) {
-        self.put(object_key(TABLE_TRASH, id), Vec::new());
+        let number = self.engine.next_number();
+        self.put(object_key(TABLE_TRASH, id), catalogue::trash_value(number, false));
         self.trashed.push(id);
     }
 
@@ -181,6 +182,11 @@ impl Engine {
             Step::Delete(key) => (key, None),
             _ => return Ok(()),
         };
+        if let (Some(&TABLE_TRASH), Some(value)) = (key.first(), value) {
+            // Replay: numbers go on behind those that the log has seen.
+            let (number, _) = catalogue::parse_trash(value)?;
+            self.internal_ids.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+        }
         let mut tree = self.catalogue.write();
         catalogue::set(&mut tree, &self.store, &self.dirtied, key, value)
     }

@@ -16,7 +16,7 @@
 //! The count stands apart from the record so that a snapshot of a volume with a MiB of metadata does not
 //! rewrite that MiB. It outlives a volume whose snapshots were kept.
 
-use crate::commit::{Engine, TABLE_RECLAIM, TABLE_TRASH, Txn};
+use crate::commit::{Engine, TABLE_TRASH, Txn};
 use crate::error::{Corruption, Error, Result};
 use crate::units::{ObjectId, SnapshotId, VolumeId};
 
@@ -292,13 +292,7 @@ pub(super) fn owner_keys(id: ObjectId) -> Vec<Vec<u8>> {
 
 /// Whether a map under this id is still being reclaimed. The engine's own tables know it, across openings too.
 pub(super) fn is_leaving(table: &dyn Table, id: ObjectId) -> Result<bool> {
-    let mut leaving = table.get(&id_key(TABLE_TRASH, id))?.is_some();
-    let queued = Index::of(id_key(TABLE_RECLAIM, id));
-    table.scan(&queued.from, &queued.to, &mut |_, _| {
-        leaving = true;
-        false
-    })?;
-    Ok(leaving)
+    Ok(table.get(&id_key(TABLE_TRASH, id))?.is_some())
 }
 
 pub(super) fn snapshot_count(table: &dyn Table, volume: VolumeId) -> Result<u64> {
