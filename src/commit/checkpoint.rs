@@ -441,6 +441,7 @@ impl Engine {
         self.space.settle(built.index_root, built.totals)?;
         {
             let mut log = self.log.lock();
+            log.unblock(false);
             log.used -= frozen.log_used;
             log.generation = generation;
             log.durable = log.durable.max(frozen.log_sequence);

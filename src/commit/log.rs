@@ -42,6 +42,9 @@ pub(super) struct Log {
     synced_cut: u64,
     /// Changes that were cut from their objects by a commit which then could not be written.
     backlog: Vec<(ObjectId, Vec<Change>)>,
+    /// Changes that only the checkpoint under way has; no commit until it ends one way or the other.
+    unlogged: Vec<(ObjectId, Vec<Change>)>,
+    blocked: bool,
     buf: Vec<u8>,
 }
 
@@ -59,7 +62,20 @@ impl Log {
             generation: sb.generation,
             synced_cut: 0,
             backlog: Vec::new(),
+            unlogged: Vec::new(),
+            blocked: false,
             buf: Vec::new(),
+        }
+    }
+}
+
+impl Log {
+    /// The checkpoint that `unlogged` waited for is durable, or (`failed`) will not be.
+    pub(super) fn unblock(&mut self, failed: bool) {
+        self.blocked = false;
+        let unlogged = std::mem::take(&mut self.unlogged);
+        if failed {
+            self.backlog.splice(0..0, unlogged);
         }
     }
 }
@@ -173,7 +189,7 @@ impl Engine {
         let kept = if freezing { 0 } else { self.freeze_reserve() };
         let waiting = self.pending_bytes.load(Ordering::SeqCst) + 28 * 64;
         let need = copies_blocks(waiting + backlog as u64 + steps_bytes);
-        if log.used + need + kept > log_blocks && !freezing {
+        if (log.used + need + kept > log_blocks || log.blocked) && !freezing {
             return Err(Halt::LogFull);
         }
         // What may fail without harm comes before the cut: most of the data is on its way home already.
@@ -204,7 +220,21 @@ impl Engine {
                 *slot = Some(self.take_frozen());
             }
         }
+        // Before the record is written: if that fails the pool is latched, and what it shows from then on is
+        // the whole transaction, not a part of it.
+        for step in &steps {
+            self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
+        }
         let has_steps = !steps.is_empty();
+        if freezing {
+            let bytes: usize = groups.iter().map(|(_, c)| group_bytes(c)).sum();
+            if log.used + copies_blocks(bytes as u64) > log_blocks {
+                // No room, because checkpoints failed before. These changes go into the checkpoint alone, and
+                // until it is durable no record may follow that builds on them.
+                log.blocked = true;
+                log.unlogged = std::mem::take(&mut groups);
+            }
+        }
         let written = self.write_commit(log, flags, snapshot_epoch, &groups, &steps, sync, freezing);
         match written {
             Ok(()) => {}
@@ -214,9 +244,6 @@ impl Engine {
                 log.backlog = groups;
                 return Err(e.into());
             }
-        }
-        for step in &steps {
-            self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
         }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         if sync {
@@ -271,7 +298,7 @@ impl Engine {
         sync: bool,
         freezing: bool,
     ) -> Result<()> {
-        if groups.is_empty() && steps.is_empty() && !freezing {
+        if groups.is_empty() && steps.is_empty() {
             return self.buffers.write_sealed(&*self.device);
         }
         let data = groups.iter().flat_map(|(_, c)| c).filter(|c| c.kind == ChangeKind::Data);
@@ -379,7 +406,8 @@ impl Engine {
                 Ok(()) => {}
                 Err(Halt::Failed(e)) => {
                     if let Some(frozen) = slot {
-                        self.unfreeze(&frozen);
+                        log.unblock(true);
+                        self.unfreeze_roots(&frozen);
                     }
                     return Err(e);
                 }
@@ -405,6 +433,11 @@ impl Engine {
 
     /// The checkpoint of this freeze did not happen: its changes are still to be covered.
     pub(super) fn unfreeze(&self, frozen: &Frozen) {
+        self.log.lock().unblock(true);
+        self.unfreeze_roots(frozen);
+    }
+
+    fn unfreeze_roots(&self, frozen: &Frozen) {
         self.space.thaw();
         for (object, _) in &frozen.roots {
             let mut map = object.map.write();
