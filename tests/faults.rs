@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::model::Model;
 use common::ops::{Action, Kind, Limits, Op};
-use common::{Rig, Shape, assert_sound, observe, on_all_cores};
+use common::rng::Rng;
+use common::{Rig, Shape, assert_sound, observe, on_all_cores, rng};
 use snapvol::device::sim::{CallKind, Fate, Fault, SimDevice};
 use snapvol::{Error, Pool};
 
@@ -61,17 +62,25 @@ fn shape() -> Shape {
     Shape::SMALL.cache(256 << 10).host_discard()
 }
 
-/// The calls of a run in which nothing fails.
-fn calls() -> Vec<CallKind> {
-    let sim = SimDevice::new();
-    let mut rig = Rig::create(sim.clone(), shape()).unwrap();
-    for op in SCRIPT {
-        let action = rig.resolve(op, LIMITS);
-        rig.must(action);
+/// Operations, and the calls of a run in which nothing fails.
+struct Script {
+    name: String,
+    ops: Vec<Op>,
+    calls: Vec<CallKind>,
+}
+
+impl Script {
+    fn new(name: impl Into<String>, ops: &[Op]) -> Self {
+        let sim = SimDevice::new();
+        let mut rig = Rig::create(sim.clone(), shape()).unwrap();
+        for op in ops {
+            let action = rig.resolve(*op, LIMITS);
+            rig.must(action);
+        }
+        rig.verify();
+        rig.leave().unwrap().close().unwrap();
+        Self { name: name.into(), ops: ops.to_vec(), calls: sim.calls() }
     }
-    rig.verify();
-    rig.leave().unwrap().close().unwrap();
-    sim.calls()
 }
 
 /// How long a fault lasts.
@@ -120,10 +129,6 @@ impl Expected {
         self.possible.push(model.clone());
     }
 
-    fn doubted(&mut self, model: Option<Model>) {
-        self.possible.extend(model);
-    }
-
     fn assert_has(&self, pool: &Pool, story: &str) {
         let digest = observe::digest(pool).unwrap_or_else(|e| panic!("{story}: reading: {e:?}"));
         let found = self.possible.iter().any(|model| model.digest() == digest);
@@ -141,20 +146,14 @@ fn typed(error: &Error) -> bool {
 }
 
 /// Runs the script with one planned fault, then asks what is left.
-fn run(
-    calls: &[CallKind],
-    index: usize,
-    fault: Fault,
-    lasts: Lasts,
-    drops: bool,
-    latched: &AtomicU64,
-) -> bool {
-    let kind = calls[index];
-    let story = format!("call {index} ({kind:?}), {fault:?}, lasts: {lasts:?}, drops pages: {drops}");
+fn run(script: &Script, index: usize, fault: Fault, lasts: Lasts, drops: bool, latched: &AtomicU64) -> bool {
+    let kind = script.calls[index];
+    let name = &script.name;
+    let story = format!("{name}, call {index} ({kind:?}), {fault:?}, lasts: {lasts:?}, drops pages: {drops}");
     let sim = SimDevice::new();
     sim.drop_on_failed_sync(drops);
     if lasts == Lasts::ForThisKind {
-        let nth = calls[..index].iter().filter(|&&call| call == kind).count();
+        let nth = script.calls[..index].iter().filter(|&&call| call == kind).count();
         sim.fail_kind_at(kind, nth, fault, true);
     } else {
         sim.fail_at(index, fault, lasts == Lasts::ForAll);
@@ -173,8 +172,8 @@ fn run(
     };
     let mut expected = Expected { possible: vec![rig.model.clone()] };
     let mut poisoned = false;
-    for op in SCRIPT {
-        let action = rig.resolve(op, LIMITS);
+    for op in &script.ops {
+        let action = rig.resolve(*op, LIMITS);
         if rig.pool.is_none() {
             break;
         }
@@ -193,29 +192,29 @@ fn run(
                 let error = &failed.error;
                 assert!(hit(), "{story}: {action:?} failed without a fault: {error:?}");
                 assert!(typed(error), "{story}: {action:?}: {error:?}");
-                let after = rig.model.after(&action).ok();
-                expected.doubted(after.clone());
+                let mut outcomes = rig.model.halfway(&action);
+                outcomes.extend(rig.model.after(&action));
+                expected.possible.extend(outcomes.iter().cloned());
                 if let Some(pool) = &rig.pool {
-                    // Reads go on, and show the state before or after the action that failed.
-                    let seen = observe::digest_with(pool, &rig.disks);
-                    match (seen, after) {
-                        (Ok(seen), Some(after)) if seen == after.digest() => {
-                            let attached = rig.model.attached.clone();
-                            rig.model = Model { attached, ..after };
-                        }
-                        (Ok(seen), _) => {
-                            let same = seen == rig.model.digest();
-                            let differences = || observe::differences(pool, &rig.model);
-                            assert!(
-                                same,
+                    // Reads go on, and show the state before or after the action that failed, or a part of a write.
+                    match observe::digest_with(pool, &rig.disks) {
+                        Ok(seen) if seen == rig.model.digest() => {}
+                        Ok(seen) => match outcomes.into_iter().find(|model| model.digest() == seen) {
+                            Some(model) => {
+                                let attached = rig.model.attached.clone();
+                                rig.model = Model { attached, ..model };
+                            }
+                            None => panic!(
                                 "{story}: {action:?} failed ({error:?}) and left a mixture behind: {:#?}",
-                                differences()
-                            );
-                        }
-                        (Err(error), _) => {
+                                observe::differences(pool, &rig.model)
+                            ),
+                        },
+                        Err(error) => {
                             // A read may itself be what failed; a device that can still be read has to be read.
                             let gone = lasts == Lasts::ForAll || kind == CallKind::Read;
                             assert!(gone && lasts != Lasts::Once, "{story}: reading: {error:?}");
+                            // From here on nobody knows which of the states it is.
+                            break;
                         }
                     }
                 }
@@ -249,7 +248,8 @@ fn is_idle(action: &Action) -> bool {
 
 #[test]
 fn every_call_may_fail_once_or_for_good_and_nothing_acknowledged_is_lost() {
-    let calls = calls();
+    let script = Script::new("script", &SCRIPT);
+    let calls = &script.calls;
     let hits = Mutex::new(BTreeSet::new());
     let failed = Mutex::new(Vec::new());
     let (runs, latched) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -260,7 +260,7 @@ fn every_call_may_fail_once_or_for_good_and_nothing_acknowledged_is_lost() {
                     continue;
                 }
                 runs.fetch_add(1, Ordering::Relaxed);
-                let run = || run(&calls, index, *fault, *lasts, drops, &latched);
+                let run = || run(&script, index, *fault, *lasts, drops, &latched);
                 match catch_unwind(AssertUnwindSafe(run)) {
                     Ok(true) => drop(hits.lock().unwrap().insert(index)),
                     Ok(false) => {}
@@ -279,9 +279,37 @@ fn every_call_may_fail_once_or_for_good_and_nothing_acknowledged_is_lost() {
     assert!(latched.into_inner() > 10, "hardly any failed sync latched a pool");
 }
 
+/// Faults in random places of random workloads.
+#[test]
+fn random_faults_in_random_workloads_lose_nothing_acknowledged() {
+    let seed = rng::seed("random_faults_in_random_workloads_lose_nothing_acknowledged", 41);
+    let (failed, latched, runs) = (Mutex::new(Vec::new()), AtomicU64::new(0), AtomicU64::new(0));
+    on_all_cores(120, |number| {
+        let mut rng = Rng::new(seed + number as u64);
+        let mut ops = vec![op(Kind::Create, 0, 15, 0), op(Kind::Write, 0, 0, 35)];
+        ops.extend((0..40).map(|_| Op::random(&mut rng)));
+        let script = Script::new(format!("seed {seed}, workload {number}"), &ops);
+        for _ in 0..40 {
+            let index = rng.below(script.calls.len() as u64) as usize;
+            let ways = ways(script.calls[index]);
+            let (fault, lasts) = ways[rng.below(ways.len() as u64) as usize];
+            let drops = rng.one_in(2);
+            runs.fetch_add(1, Ordering::Relaxed);
+            let run = || run(&script, index, fault, lasts, drops, &latched);
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                failed.lock().unwrap().push((number, index, script.calls[index], fault, lasts, drops));
+            }
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    println!("random faults: {} runs, {} latched", runs.into_inner(), latched.into_inner());
+    assert!(failed.is_empty(), "{} runs failed, see above: {failed:?}", failed.len());
+}
+
 #[test]
 fn the_script_uses_every_kind_of_call() {
-    let used: BTreeSet<_> = calls().iter().map(|kind| format!("{kind:?}")).collect();
+    let used: BTreeSet<_> =
+        Script::new("script", &SCRIPT).calls.iter().map(|kind| format!("{kind:?}")).collect();
     for kind in ["Len", "Read", "Write", "Sync", "Lock", "Discard"] {
         assert!(used.contains(kind), "{kind} is not called: {used:?}");
     }

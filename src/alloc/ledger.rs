@@ -147,6 +147,11 @@ impl<'a> Ledger<'a> {
         Ok(gone)
     }
 
+    /// Chunks that have been looked at: what the ledger takes in memory.
+    pub(crate) fn chunks_held(&self) -> usize {
+        self.works.len()
+    }
+
     /// Runs of data blocks that are named no more. Read before the ledger is closed.
     pub(crate) fn freed_runs(&self) -> Vec<(BlockAddr, u64)> {
         let mut runs = Vec::new();
@@ -463,6 +468,14 @@ impl<'a> Ledger<'a> {
                 None => return Ok((None, Totals::default())),
             },
         };
+        let bpc = self.space.geometry.blocks_per_chunk;
+        if root.data_chunks + root.meta_chunks > self.chunks
+            || root.data_free > root.data_chunks * bpc
+            || root.meta_free > root.meta_chunks * bpc
+        {
+            let want = format!("within {} chunks", self.chunks);
+            return Err(Corruption::new("chunk index", 0, "totals", want, format!("{root:?}")).into());
+        }
         let totals = Totals {
             data_chunks: root.data_chunks,
             meta_chunks: root.meta_chunks,

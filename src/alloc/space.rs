@@ -1,8 +1,8 @@
 //! Space between two checkpoints: claims, free runs, and the checksums of blocks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -92,7 +92,8 @@ struct State {
     opened: u64,
     /// Free chunks that the checkpoint under way uses for metadata.
     meta_opened: Vec<u64>,
-    /// Blocks of chunks whose count page is damaged: not offered.
+    /// Chunks whose pages are damaged, and their free blocks: not offered.
+    damaged: BTreeSet<u64>,
     lost: u64,
 }
 
@@ -131,6 +132,8 @@ pub(crate) struct Space {
     /// Held while looking for free runs, so that nobody looks twice and `state` is free meanwhile.
     refill: Mutex<()>,
     limit_bytes: u64,
+    /// The engine's latch.
+    poisoned: Arc<AtomicBool>,
     /// Nodes that may be dirty at once: twice this, and pages, are reserved for metadata (P7).
     pub(crate) dirty_limit: u64,
     host_end: AtomicU64,
@@ -143,6 +146,7 @@ impl Space {
         index: IndexRoot,
         limit_bytes: u64,
         dirty_limit: u64,
+        poisoned: Arc<AtomicBool>,
     ) -> Self {
         let host_end = AtomicU64::new(geometry.bytes_for(index.chunks));
         store.set_end(geometry.bytes_for(index.chunks) / BLOCK_BYTES);
@@ -154,6 +158,7 @@ impl Space {
             state: Mutex::new(state),
             refill: Mutex::new(()),
             limit_bytes,
+            poisoned,
             dirty_limit,
             host_end,
         }
@@ -162,15 +167,33 @@ impl Space {
     /// Chunks that metadata may still need (A5): all nodes that may be dirty, twice, a count and a checksum
     /// page for every chunk that can be touched, and the index above them.
     pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
-        let pages = (2 * chunks).min(16 * self.dirty_limit);
-        2 * self.dirty_limit + pages + 4 * (chunks / index::FANOUT + 2) + 8
+        2 * self.dirty_limit + 2 * chunks + 4 * (chunks / index::FANOUT + 2) + 8
+    }
+
+    /// Whether what is left for metadata is less than one checkpoint may need, and `quarters` of that beside
+    /// it. Data stops at two quarters, calls that make the metadata grow at one, discards at none; what only
+    /// gives back never stops (P7).
+    pub(crate) fn metadata_is_short(&self, quarters: u64) -> bool {
+        let index = self.index.read();
+        let s = self.state.lock();
+        let g = &self.geometry;
+        let most = if self.store.device.can_grow() {
+            self.limit_bytes.saturating_sub(g.bytes_for(0)) / (g.blocks_per_chunk * BLOCK_BYTES)
+        } else {
+            index.chunks
+        };
+        let used = index.totals.data_chunks + index.totals.meta_chunks + s.opened;
+        let free = most.max(index.chunks).saturating_sub(used) * g.blocks_per_chunk + index.totals.meta_free;
+        let reserve = self.reserve_blocks(index.chunks);
+        free < reserve + reserve / 4 * quarters
     }
 
     fn free_chunks_for_data(&self, index: &IndexRoot, s: &State) -> u64 {
         let bpc = self.geometry.blocks_per_chunk;
         let free = index.chunks - index.totals.data_chunks - index.totals.meta_chunks;
         let free = free.saturating_sub(s.opened + s.meta_opened.len() as u64);
-        let reserve = self.reserve_blocks(index.chunks).saturating_sub(index.totals.meta_free);
+        let reserve = self.reserve_blocks(index.chunks);
+        let reserve = (reserve + reserve / 2).saturating_sub(index.totals.meta_free);
         free.saturating_sub(reserve.div_ceil(bpc))
     }
 
@@ -226,7 +249,15 @@ impl Space {
         while want > now {
             let (from, to) = (g.bytes_for(now), g.bytes_for(want));
             // The host's space and the new length are durable before anything can refer to them.
-            match self.store.device.allocate(from, to - from).and_then(|()| self.store.device.sync()) {
+            let grown = self.store.device.allocate(from, to - from);
+            if grown.is_ok() {
+                // A failed sync may have dropped anybody's data: it latches the pool like any other.
+                self.store.device.sync().map_err(|source| {
+                    self.poisoned.store(true, Ordering::Release);
+                    Error::Io { op: "sync", offset: from, len: to - from, source }
+                })?;
+            }
+            match grown {
                 Ok(()) => {
                     event!(chunks = want, "pool grew");
                     self.index.write().chunks = want;
@@ -410,24 +441,20 @@ impl Space {
             return Ok(());
         }
         let e = self.entry(chunk)?;
-        let base_free = match self.counts_of(&e) {
-            Ok(counts) if e.kind != ChunkKind::Meta => Bits::free_in(&counts),
-            Ok(_) => {
-                return Err(Corruption::new("chunk", chunk, "kind", "data or free", "metadata").into());
-            }
+        if e.kind == ChunkKind::Meta {
+            return Err(Corruption::new("chunk", chunk, "kind", "data or free", "metadata").into());
+        }
+        let loaded =
+            self.counts_of(&e).and_then(|counts| Ok((Bits::free_in(&counts), self.checksums(chunk)?)));
+        let (base_free, checksums) = match loaded {
+            Ok(loaded) => loaded,
             Err(Error::Corrupt(_)) => {
-                // Nothing of this chunk can be handed out; everything in it stays readable.
-                self.state.lock().lost += u64::from(e.free);
-                Bits::none()
-            }
-            Err(other) => return Err(other),
-        };
-        let checksums = match self.checksums(chunk) {
-            Ok(page) => page,
-            Err(Error::Corrupt(_)) => {
-                self.state.lock().lost += u64::from(e.free);
+                // Nothing of this chunk can be handed out; whatever of it can be verified stays readable.
                 let mut s = self.state.lock();
-                s.cursor = chunk + 1;
+                if s.damaged.insert(chunk) {
+                    s.lost += u64::from(e.free);
+                }
+                s.cursor = s.cursor.max(chunk + 1);
                 return Ok(());
             }
             Err(other) => return Err(other),
@@ -437,6 +464,9 @@ impl Space {
         if s.touched.contains_key(&chunk) {
             return Ok(());
         }
+        // Readers may have loaded the page again since: everybody must share one.
+        let checksums = self.store.page(crate::node::CHECKSUM_KEY | chunk, 0).unwrap_or(checksums);
+        self.store.keep(crate::node::CHECKSUM_KEY | chunk, 0, BLOCK, Arc::clone(&checksums));
         if fresh {
             s.opened += 1;
         }
@@ -578,6 +608,7 @@ impl Space {
         s.class = self.geometry.blocks_per_chunk as u16;
         s.cursor = 0;
         s.lost = 0;
+        s.damaged.clear();
         // Blocks taken after the freeze stay taken, over the new counts.
         s.touched.retain(|_, t| !t.taken.is_empty());
         (s.taken, s.opened) = (0, 0);
@@ -589,6 +620,12 @@ impl Space {
             t.frozen = Bits::none();
             s.taken += t.taken.count() as u64;
             s.opened += u64::from(t.fresh);
+            if t.fresh {
+                // The index calls it free, searches pass over it because it is touched: offer it here.
+                let mut free = t.base_free.clone();
+                free.subtract(&t.taken);
+                s.found.extend(free.runs().map(|(at, len)| (*chunk, at, len)));
+            }
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub(super) struct Counters {
     pub(super) checkpoint_bytes: AtomicU64,
     pub(super) log_bytes: AtomicU64,
     pub(super) reclaimed_bytes: AtomicU64,
+    /// Pieces of the reclaim queue dealt with, by any checkpoint.
+    pub(super) reclaim_steps: AtomicU64,
 }
 
 /// What a pool has done since it was opened, and what it holds now.

@@ -239,7 +239,10 @@ impl Buffers {
     /// From here on no block that is buffered now changes any more: something else is about to name it.
     /// The caller holds the gate, so no writer is between a lease and its map.
     pub(crate) fn seal(&self) {
-        if let Some(batch) = self.current.lock().take() {
+        let mut current = self.current.lock();
+        current.take();
+        // Full buffers that wait to be written are still open; they hold blocks of this instant too.
+        for batch in self.waiting.read().iter() {
             batch.open.store(false, Ordering::SeqCst);
         }
     }

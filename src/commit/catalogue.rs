@@ -124,18 +124,17 @@ fn near(
         let i = if reverse { i.checked_sub(1) } else { Some(i) };
         return Ok(i.and_then(|i| at.items.get(i)).cloned());
     }
-    let mut i = at.child_for(key);
-    loop {
+    // The key's own child, or the one beside it: leaves are never empty, so a sound tree answers there, and
+    // one that is not sound costs no more.
+    let own = at.child_for(key);
+    let beside = if reverse { own.checked_sub(1) } else { Some(own + 1).filter(|n| *n < at.kids.len()) };
+    for i in std::iter::once(own).chain(beside) {
         let child = at.child(i, store, held)?;
         if let Some(pair) = near(&child, store, held, key, reverse)? {
             return Ok(Some(pair));
         }
-        let next = if reverse { i.checked_sub(1) } else { Some(i + 1).filter(|n| *n < at.kids.len()) };
-        match next {
-            Some(n) => i = n,
-            None => return Ok(None),
-        }
     }
+    Ok(None)
 }
 
 /// Sets or removes one pair.

@@ -9,7 +9,7 @@ use super::engine::{Engine, io};
 use super::log::Frozen;
 use super::reclaim::Reclaimed;
 use crate::alloc::Ledger;
-use crate::error::{Corruption, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::extent::Extents;
 use crate::format::chunk::ChunkKind;
 use crate::format::superblock::{STATE_CLEAN, STATE_FAR, Superblock, Totals};
@@ -293,7 +293,8 @@ impl Engine {
             index_root: built.index_root,
             catalogue_root: built.pairs.home_of(&built.catalogue),
             totals: built.totals,
-            next_internal_id: frozen.internal_ids,
+            // Not that of the freeze: building the checkpoint has handed out more.
+            next_internal_id: self.internal_ids.load(Ordering::Relaxed),
             ..superblock.clone()
         };
         if let Err(e) = self.write_nodes(&built.writes) {
@@ -304,7 +305,8 @@ impl Engine {
         self.sync_device()?;
         self.write_superblock(&next)?;
         *superblock = next;
-        self.publish(&frozen, built, generation)
+        // A half-published checkpoint must not be built upon: the free blocks of the old one are no longer free.
+        self.publish(&frozen, built, generation).map_err(|e| self.poison(e))
     }
 
     fn build(&self, frozen: &Frozen, generation: u64) -> Result<Built> {
@@ -475,6 +477,26 @@ impl Engine {
         result
     }
 
+    /// Refuses what would make the metadata grow into the space that deletes and checkpoints need (P7), after
+    /// a checkpoint has tried to make room. See [`Space::metadata_is_short`](crate::alloc::Space).
+    pub(super) fn room_for_metadata(&self, quarters: u64) -> Result<()> {
+        while self.space.metadata_is_short(quarters) {
+            let walked = self.counters.reclaim_steps.load(Ordering::Relaxed);
+            let worth = self.space.taken_blocks() > 0 || self.reclaim_pending()?;
+            if worth {
+                self.checkpoint()?;
+            }
+            if !self.space.metadata_is_short(quarters) {
+                return Ok(());
+            }
+            let moved = self.counters.reclaim_steps.load(Ordering::Relaxed) != walked;
+            if !(worth && moved && self.reclaim_pending()?) {
+                return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
+            }
+        }
+        Ok(())
+    }
+
     /// Makes room by checkpoints while they free something or the reclaim queue goes on.
     pub(super) fn make_room(&self, blocks: u64) -> Result<bool> {
         let before = self.space.available_blocks();
@@ -486,8 +508,10 @@ impl Engine {
         if taken == 0 && !queued {
             return Ok(false);
         }
+        let walked = self.counters.reclaim_steps.load(Ordering::Relaxed);
         self.checkpoint()?;
-        Ok(self.space.available_blocks() > before || self.reclaim_pending()?)
+        let moved = self.counters.reclaim_steps.load(Ordering::Relaxed) != walked;
+        Ok(self.space.available_blocks() > before || (moved && self.reclaim_pending()?))
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) struct Engine {
     pub(super) pending_bytes: AtomicU64,
     /// Nodes made dirty since the last freeze.
     pub(super) dirtied: AtomicU64,
-    pub(super) poisoned: AtomicBool,
+    pub(super) poisoned: Arc<AtomicBool>,
     pub(super) closed: AtomicBool,
     pub(super) read_only: AtomicBool,
     pub(super) trash: Mutex<HashMap<ObjectId, TrashState>>,
@@ -174,13 +174,20 @@ impl Engine {
         read_only: bool,
     ) -> Self {
         // The cache's limit is shared: half for clean nodes, a quarter for dirty ones, a quarter for buffers.
+        let poisoned = Arc::new(AtomicBool::new(false));
         let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 2));
         let limit_blocks = superblock.limit_bytes.max(superblock.geometry.bytes_for(chunks)) / BLOCK_BYTES;
-        let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16).max(12);
+        let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16).max(8);
         let index =
             crate::alloc::IndexRoot { root: superblock.index_root, chunks, totals: superblock.totals };
-        let space =
-            Space::new(superblock.geometry, Arc::clone(&store), index, superblock.limit_bytes, dirty_limit);
+        let space = Space::new(
+            superblock.geometry,
+            Arc::clone(&store),
+            index,
+            superblock.limit_bytes,
+            dirty_limit,
+            Arc::clone(&poisoned),
+        );
         Self {
             store,
             space,
@@ -200,7 +207,7 @@ impl Engine {
             checkpoint: Mutex::new(superblock),
             pending_bytes: AtomicU64::new(0),
             dirtied: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            poisoned,
             closed: AtomicBool::new(false),
             read_only: AtomicBool::new(read_only),
             trash: Mutex::default(),

@@ -307,6 +307,8 @@ impl Engine {
         if from >= to {
             return Ok(());
         }
+        // Both may split extents; a discard at least gives blocks back, so it may go further.
+        self.room_for_metadata(u64::from(zero))?;
         let _gate = self.enter_write(24 + 32)?;
         let _pin = self.pins.enter();
         let mut held = Held::new();

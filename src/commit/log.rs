@@ -82,10 +82,11 @@ impl Log {
 
 /// The state of one instant, taken by a freeze.
 pub(super) struct Frozen {
+    /// Nodes that were dirty.
+    dirtied: u64,
     pub(super) roots: Vec<(Arc<Object>, Map)>,
     pub(super) catalogue: Catalogue,
     pub(super) epoch: u32,
-    pub(super) internal_ids: u64,
     pub(super) log_at: u64,
     pub(super) log_used: u64,
     pub(super) log_sequence: u64,
@@ -200,6 +201,7 @@ impl Engine {
         let cut = self.cuts.load(Ordering::SeqCst);
         let unsynced = self.buffers.unsynced.load(Ordering::SeqCst);
         let snapshot_epoch;
+        let mut undo = Vec::new();
         let mut groups = std::mem::take(&mut log.backlog);
         {
             let _gate = self.gate.write();
@@ -213,17 +215,17 @@ impl Engine {
             }
             self.pending_bytes.store(0, Ordering::SeqCst);
             for step in &steps {
-                // Only changes of maps: they belong to this instant. The catalogue follows below.
+                // Only changes of maps: they belong to this instant. The catalogue follows when it is durable.
+                if let Step::CopyMap(to, _) | Step::ClearMap(to) = step {
+                    let object = self.object(*to)?;
+                    let tree = object.map_snapshot();
+                    undo.push((object, tree));
+                }
                 self.apply_map_step(step).map_err(|e| self.poison(e))?;
             }
             if let Some(slot) = freeze {
                 *slot = Some(self.take_frozen());
             }
-        }
-        // Before the record is written: if that fails the pool is latched, and what it shows from then on is
-        // the whole transaction, not a part of it.
-        for step in &steps {
-            self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
         }
         let has_steps = !steps.is_empty();
         if freezing {
@@ -238,7 +240,10 @@ impl Engine {
         let written = self.write_commit(log, flags, snapshot_epoch, &groups, &steps, sync, freezing);
         match written {
             Ok(()) => {}
-            Err(e) if has_steps || self.poisoned.load(Ordering::SeqCst) => return Err(self.poison(e).into()),
+            Err(e) if has_steps || self.poisoned.load(Ordering::SeqCst) => {
+                take_back(&undo);
+                return Err(self.poison(e).into());
+            }
             Err(e) => {
                 // The data did not reach the device. It stays buffered, the changes wait for the next commit.
                 log.backlog = groups;
@@ -247,10 +252,14 @@ impl Engine {
         }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         if sync {
-            self.sync_device()?;
+            self.sync_device().inspect_err(|_| take_back(&undo))?;
             log.durable = log.sequence;
             log.synced_cut = cut;
             self.buffers.unsynced.fetch_sub(unsynced, Ordering::SeqCst);
+        }
+        // Records are seen when they are durable, not before.
+        for step in &steps {
+            self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
         }
         Ok(())
     }
@@ -274,12 +283,12 @@ impl Engine {
             })
             .collect();
         self.space.freeze();
-        self.dirtied.store(0, Ordering::Relaxed);
+        let dirtied = self.dirtied.swap(0, Ordering::Relaxed);
         Frozen {
+            dirtied,
             roots,
             catalogue: self.catalogue.read().clone(),
             epoch: self.epoch(),
-            internal_ids: self.internal_ids.load(Ordering::Relaxed),
             log_at: 0,
             log_used: 0,
             log_sequence: 0,
@@ -443,7 +452,14 @@ impl Engine {
             let mut map = object.map.write();
             self.mark_changed(object, &mut map.changed);
         }
-        self.dirtied.fetch_add(1, Ordering::Relaxed);
+        self.dirtied.fetch_add(frozen.dirtied, Ordering::Relaxed);
+    }
+}
+
+/// A transaction whose outcome is unknown has latched the pool, which from here on shows the state before it.
+fn take_back(undo: &[(Arc<Object>, Map)]) {
+    for (object, tree) in undo.iter().rev() {
+        object.map.write().tree = tree.clone();
     }
 }
 

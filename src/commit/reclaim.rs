@@ -24,6 +24,8 @@ use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Leaf entries and nodes that one checkpoint walks at most.
 const BUDGET: usize = 1 << 18;
+/// Chunks whose counts one checkpoint may hold before reclaim leaves the rest to the next.
+const CHUNKS: usize = 8192;
 /// Deleted maps that one checkpoint takes up at most.
 const BATCH: usize = 1024;
 
@@ -131,6 +133,7 @@ impl Engine {
                 }
             }
         }
+        self.counters.reclaim_steps.fetch_add(q.edits.len() as u64, Ordering::Relaxed);
         Ok(out)
     }
 
@@ -224,7 +227,20 @@ type Stack = Vec<(NodeRef, u16)>;
 fn stack_of(tree: &Catalogue, store: &Store, number: u64, id: ObjectId) -> Result<Stack> {
     let mut stack = Vec::new();
     while let Some(value) = catalogue::get(tree, store, &queue_key(number, id, stack.len() as u16))? {
-        stack.push(catalogue::parse_queue(&value)?);
+        let entry = catalogue::parse_queue(&value)?;
+        // Each entry is a child of the one before: levels fall, so a stack is no higher than a tree.
+        if stack.last().is_some_and(|(above, _): &(NodeRef, u16)| above.level <= entry.0.level) {
+            let (at, found) = (entry.0.a.raw(), entry.0.level);
+            return Err(Corruption::new(
+                "reclaim queue",
+                at,
+                "level",
+                "below that of the entry before",
+                found,
+            )
+            .into());
+        }
+        stack.push(entry);
     }
     Ok(stack)
 }
@@ -237,7 +253,8 @@ fn walk(
     budget: &mut usize,
 ) -> Result<()> {
     while let Some((r, next)) = stack.last().copied() {
-        if *budget == 0 {
+        if *budget == 0 || ledger.chunks_held() > CHUNKS {
+            *budget = 0;
             return Ok(());
         }
         *budget -= 1;

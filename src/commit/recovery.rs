@@ -14,7 +14,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::extent;
 use crate::format::block_crc;
 use crate::format::node::Extent;
-use crate::format::record::{Change, ChangeKind, Record, Step};
+use crate::format::record::{Change, ChangeKind, Record, RecordHead, Step};
 use crate::format::superblock::{FAR_SLOTS, NEAR_SLOTS, STATE_CLEAN, SlotFault, Superblock};
 use crate::node::{Cx, Held, Miss};
 use crate::trace::event;
@@ -27,6 +27,8 @@ const SCAN_BLOCKS: u64 = 256;
 struct Slots {
     newest: Superblock,
     whole: bool,
+    /// The generation before it is there as well.
+    both: bool,
 }
 
 fn read_slots(device: &dyn Device) -> Result<Slots> {
@@ -67,7 +69,8 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
         });
     };
     let whole = newest.slots().iter().all(|at| found.iter().any(|(o, sb)| o == at && *sb == newest));
-    Ok(Slots { newest, whole })
+    let both = found.iter().any(|(_, sb)| sb.generation + 1 == newest.generation);
+    Ok(Slots { newest, whole, both })
 }
 
 impl Engine {
@@ -100,6 +103,10 @@ impl Engine {
         let chunks = room(len).min(room(sb.limit_bytes)).max(sb.chunks);
         let engine = Self::assemble(device, config, sb.clone(), chunks, read_only);
         if clean {
+            if !slots.both {
+                // The other generation is gone from both its slots. If it was the newer one, the log says so.
+                engine.refuse_if_newer(&sb)?;
+            }
             if !read_only {
                 engine.begin_epoch(&sb)?;
             }
@@ -149,6 +156,24 @@ impl Engine {
         Ok(engine.start())
     }
 
+    /// A clean superblock needs no log. But if a sound record of this pool belongs to a later generation, that
+    /// superblock is not the newest there was.
+    fn refuse_if_newer(&self, sb: &Superblock) -> Result<()> {
+        let ring = self.space.geometry.log_blocks;
+        let mut budget = 4 * ring;
+        for at in 0..ring {
+            if let Ok(Some((record, ..))) = self.record_at(at, &mut budget, |h| h.blocks <= ring / 2)
+                && record.generation > sb.generation
+            {
+                let place = self.space.geometry.log_start_block + at;
+                return Err(
+                    Corruption::new("log", place, "generation", record.generation, sb.generation).into()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// A clean pool is opened for writing: from here on the log counts, under a fresh epoch.
     fn begin_epoch(&self, sb: &Superblock) -> Result<()> {
         let epoch = self.config.ids.next_id().as_u128() as u64;
@@ -181,47 +206,52 @@ impl Engine {
         Ok(out)
     }
 
-    /// A copy at this place, if a sound one is there: the record, its checksum, its blocks.
-    fn record_at(&self, at: u64, most: u64) -> Option<(Record, u64, u64)> {
-        let head = self.read_ring(at, 1).ok()?;
-        let blocks = Record::peek(&head, &self.store.uuid)?.blocks;
-        if blocks > most {
-            return None;
-        }
-        let copy = self.read_ring(at, blocks).ok()?;
-        let (record, sum) =
-            Record::decode(&copy, &self.store.uuid, self.space.geometry.log_start_block + at).ok()?;
-        Some((record, sum, blocks))
+    /// A sound copy at this place that `fits`: the record, its checksum, its blocks. The head is looked at
+    /// before the rest is read, and `budget` bounds what all calls together may read.
+    fn record_at(
+        &self,
+        at: u64,
+        budget: &mut u64,
+        fits: impl Fn(&RecordHead) -> bool,
+    ) -> Result<Option<(Record, u64, u64)>> {
+        let head = self.read_ring(at, 1)?;
+        let Some(head) = Record::peek(&head, &self.store.uuid).filter(|h| fits(h) && h.blocks <= *budget)
+        else {
+            return Ok(None);
+        };
+        *budget -= head.blocks;
+        let copy = self.read_ring(at, head.blocks)?;
+        let place = self.space.geometry.log_start_block + at;
+        let decoded = Record::decode(&copy, &self.store.uuid, place);
+        Ok(decoded.ok().map(|(record, sum)| (record, sum, head.blocks)))
     }
 
-    /// The record that continues `(epoch, sequence, predecessor)` at `at`: the first copy, or the second one
-    /// wherever behind a damaged first copy it must start.
+    /// The record that continues the chain at its end: the first copy, or the second one wherever behind a
+    /// damaged first copy it must start. A place that cannot be read is an error unless the other copy
+    /// serves: what may have been durable is never taken for absent.
     fn next_record(
         &self,
         sb: &Superblock,
-        at: u64,
-        used: u64,
-        sequence: u64,
-        predecessor: u64,
-    ) -> Option<(Record, u64, u64)> {
+        tail: &Tail,
+        budget: &mut u64,
+    ) -> Result<Option<(Record, u64, u64)>> {
         let ring = self.space.geometry.log_blocks;
-        let left = ring.saturating_sub(used);
-        let fits = |r: &Record| {
-            r.epoch == sb.log_epoch && r.sequence == sequence + 1 && r.predecessor == predecessor
-        };
-        if let Some(hit) = self.record_at(at, left / 2).filter(|(r, ..)| fits(r)) {
-            return Some(hit);
-        }
-        let mut skip = 1;
-        while 2 * skip <= left {
-            let place = (at + skip) % ring;
-            if let Some(hit) = self.record_at(place, skip).filter(|(r, _, blocks)| fits(r) && *blocks == skip)
-            {
-                return Some(hit);
+        let left = ring.saturating_sub(tail.used);
+        let mut failed = None;
+        for skip in 0..=left / 2 {
+            let fits = |h: &RecordHead| {
+                let here = if skip == 0 { 2 * h.blocks <= left } else { h.blocks == skip };
+                here && h.epoch == sb.log_epoch && h.sequence == tail.sequence + 1
+            };
+            match self.record_at((tail.at + skip) % ring, budget, fits) {
+                Ok(Some(hit)) if hit.0.predecessor == tail.predecessor => return Ok(Some(hit)),
+                Ok(_) => {}
+                Err(e) => {
+                    failed.get_or_insert(e);
+                }
             }
-            skip += 1;
         }
-        None
+        failed.map_or(Ok(None), Err)
     }
 
     /// Follows the chain from the superblock and decides what of it counts.
@@ -237,9 +267,8 @@ impl Engine {
             read_only: false,
         };
         let mut ends = Vec::new();
-        while let Some((record, sum, blocks)) =
-            self.next_record(sb, tail.at, tail.used, tail.sequence, tail.predecessor)
-        {
+        let mut budget = 8 * ring;
+        while let Some((record, sum, blocks)) = self.next_record(sb, &tail, &mut budget)? {
             tail.at = (tail.at + 2 * blocks) % ring;
             tail.used += 2 * blocks;
             tail.sequence += 1;
@@ -319,8 +348,8 @@ impl Engine {
                 if head.epoch != sb.log_epoch || head.sequence <= sb.log_sequence || head.blocks > budget {
                     continue;
                 }
-                budget -= head.blocks;
-                if let Some((record, ..)) = self.record_at(at + i as u64, g.log_blocks / 2) {
+                let fits = |h: &RecordHead| h.blocks <= g.log_blocks / 2;
+                if let Ok(Some((record, ..))) = self.record_at(at + i as u64, &mut budget, fits) {
                     claims.durable = claims.durable.max(Some(record.durable));
                     claims.generation = claims.generation.max(Some(record.generation));
                 }
@@ -347,9 +376,14 @@ impl Engine {
                             if addr.byte_offset() + BLOCK_BYTES > end {
                                 return Ok(false);
                             }
-                            if self.device.read_at(&mut block, addr.byte_offset()).is_err() {
-                                return Ok(false);
-                            }
+                            // A block that cannot be read is not one that never arrived: the caller may
+                            // try again, and nothing has been decided.
+                            let offset = addr.byte_offset();
+                            self.device.read_at(&mut block, offset).map_err(io(
+                                "read",
+                                offset,
+                                BLOCK_BYTES,
+                            ))?;
                             block_crc(&block)
                         }
                     };

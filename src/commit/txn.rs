@@ -20,6 +20,8 @@ pub(crate) struct Txn<'e> {
     staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     steps: Vec<Step>,
     trashed: Vec<ObjectId>,
+    /// Something is put where nothing was: the catalogue grows.
+    grows: bool,
 }
 
 impl Txn<'_> {
@@ -74,6 +76,8 @@ impl Txn<'_> {
     }
 
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        // What cannot be looked up counts as new; the engine's own entries are part of giving back.
+        self.grows |= key.first() != Some(&TABLE_TRASH) && !matches!(self.get(&key), Ok(Some(_)));
         self.steps.push(Step::Put(key.clone(), value.clone()));
         self.staged.insert(key, Some(value));
     }
@@ -117,9 +121,15 @@ impl Engine {
         // whatever checkpoint must come in between to make room.
         let _one = self.transaction.lock();
         self.writable()?;
-        let mut txn = Txn { engine: self, staged: BTreeMap::new(), steps: Vec::new(), trashed: Vec::new() };
+        let mut txn = Txn {
+            engine: self,
+            staged: BTreeMap::new(),
+            steps: Vec::new(),
+            trashed: Vec::new(),
+            grows: false,
+        };
         let value = build(&mut txn)?;
-        let Txn { steps, trashed, .. } = txn;
+        let Txn { steps, trashed, grows, .. } = txn;
         let bytes: u64 = steps.iter().map(step_bytes).sum();
         let limit = self.steps_limit();
         if bytes > limit {
@@ -127,6 +137,9 @@ impl Engine {
         }
         if steps.is_empty() {
             return Ok(value);
+        }
+        if grows && trashed.is_empty() {
+            self.room_for_metadata(1)?;
         }
         // Registered before the commit: once it is visible, the background may reclaim it at any time.
         self.trash.lock().extend(trashed.iter().map(|id| (*id, TrashState::default())));

@@ -25,7 +25,7 @@ pub(crate) const MAX_VALUE: usize = 1024;
 /// |---|---|---|
 /// | 0 | 4 | LBA, from the leaf's base |
 /// | 4 | 4 | birth: snapshot epoch that wrote it |
-/// | 8 | 8 | bits 0-47 block address (data) or length in blocks (zero); 48-57 length - 1 (data); 58-60 kind: 1 data, 2 zero, others reserved; 61-63 reserved, zero |
+/// | 8 | 8 | bits 0-47 block address (data) or length in blocks - 1 (zero); 48-57 length - 1 (data); 58-60 kind: 1 data, 2 zero, others reserved; 61-63 reserved, zero |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
     pub(crate) lba: u64,
@@ -91,7 +91,9 @@ impl Extent {
         w.u32(self.birth);
         let kind = if self.zero { 2u64 } else { 1 };
         let run = if self.zero { 0 } else { u64::from(self.run) - 1 };
-        w.u64(self.target | run << 48 | kind << 58);
+        // A zero extent may have 2^48 blocks: its length is stored less one, as a run's is.
+        let target = if self.zero { self.target - 1 } else { self.target };
+        w.u64(target | run << 48 | kind << 58);
     }
 
     fn decode(r: &mut Reader<'_>, base: u64) -> Result<Self, Corruption> {
@@ -100,7 +102,7 @@ impl Extent {
         let lba = base + offset;
         match kind {
             1 => Ok(Self::data(lba, target, run + 1, birth)),
-            2 if run == 0 && target != 0 => Ok(Self::zero(lba, target, birth)),
+            2 if run == 0 => Ok(Self::zero(lba, target + 1, birth)),
             _ => Err(r.bad("extent kind", "1 (data) or 2 (zero)", kind)),
         }
     }
@@ -127,8 +129,9 @@ pub(crate) fn encode_leaf(extents: &[Extent], block: &mut [u8; BLOCK]) -> u64 {
 pub(crate) fn decode_leaf(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<Extent>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "map leaf", h.a.raw());
     let count = h.count as usize;
-    if count > LEAF_EXTENTS || h.base > MAX_BLOCK_ADDR {
-        return Err(r.bad("extents", format!("at most {LEAF_EXTENTS}"), count));
+    // Empty leaves are never written; refusing them keeps every search of a tree short.
+    if count == 0 || count > LEAF_EXTENTS || h.base > MAX_BLOCK_ADDR {
+        return Err(r.bad("extents", format!("1 to {LEAF_EXTENTS}"), count));
     }
     let mut out: Vec<Extent> = Vec::with_capacity(LEAF_EXTENTS + 2);
     for _ in 0..count {
@@ -193,6 +196,9 @@ pub(crate) fn encode_pairs<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>
 
 pub(crate) fn decode_pairs(h: &NodeHeader, block: &[u8; BLOCK]) -> Result<Vec<Pair>, Corruption> {
     let mut r = Reader::new(&block[NodeHeader::BYTES..], "catalogue leaf", h.a.raw());
+    if h.count == 0 {
+        return Err(r.bad("entries", "at least 1", 0));
+    }
     let mut out: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for _ in 0..h.count {
         let (k, v) = (r.u16()? as usize, r.u16()? as usize);

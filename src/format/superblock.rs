@@ -20,6 +20,9 @@ pub(crate) const NEAR_SLOTS: [u64; 4] = [0, BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BL
 /// Pools that may become at least this long use [`FAR_SLOTS`].
 pub(crate) const FAR_FROM_BYTES: u64 = 2 << 20;
 
+/// Longest log, in blocks: 16 GiB. Recovery reads it whole.
+pub(crate) const MAX_LOG_BLOCKS: u64 = (16 << 30) / BLOCK_BYTES;
+
 /// Set when the pool was closed: the log holds nothing and need not be read.
 pub(crate) const STATE_CLEAN: u32 = 1;
 /// Slots 2 and 3 are far away.
@@ -174,6 +177,9 @@ impl Superblock {
         }
         let uuid = r.array()?;
         let generation = r.u64()?;
+        if generation >= 1 << 62 {
+            return Err(r.bad("generation", "below 2^62", generation).into());
+        }
         let block_bytes = r.u32()?;
         if block_bytes != BLOCK as u32 {
             return Err(r.bad("block size", BLOCK, block_bytes).into());
@@ -192,7 +198,7 @@ impl Superblock {
         let g = &geometry;
         let limit = MAX_BLOCK_ADDR / 2;
         if g.log_blocks < 16
-            || g.log_blocks > limit
+            || g.log_blocks > MAX_LOG_BLOCKS
             || g.log_start_block < 4
             || g.log_start_block > limit
             || g.log_start_block + g.log_blocks > g.first_chunk_block
@@ -208,6 +214,9 @@ impl Superblock {
                 .into());
         }
         let (log_epoch, log_at, log_sequence, log_predecessor) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
+        if log_sequence >= 1 << 62 {
+            return Err(r.bad("log sequence", "below 2^62", log_sequence).into());
+        }
         if log_at > g.log_blocks {
             return Err(r.bad("log position", format!("at most {}", g.log_blocks), log_at).into());
         }
@@ -216,6 +225,10 @@ impl Superblock {
         let catalogue_root = NodeRef::decode(&mut r)?;
         let totals =
             Totals { data_chunks: r.u64()?, meta_chunks: r.u64()?, data_free: r.u64()?, meta_free: r.u64()? };
+        let beyond = |free: u64, chunks: u64| free > chunks.saturating_mul(blocks_per_chunk);
+        if beyond(totals.data_free, totals.data_chunks) || beyond(totals.meta_free, totals.meta_chunks) {
+            return Err(r.bad("free blocks", "no more than the chunks have", format!("{totals:?}")).into());
+        }
         let kinds = totals.data_chunks.checked_add(totals.meta_chunks);
         let free = totals.data_free.checked_add(totals.meta_free);
         if kinds.is_none_or(|k| k > chunks) || free.is_none_or(|f| f > chunks * blocks_per_chunk) {

@@ -372,11 +372,13 @@ impl<K: Kind> Tree<K> {
     /// Removes every key in `from..to`. Whole subtrees are dropped unread. Returns the weight removed.
     pub(crate) fn cut(&mut self, cx: &Cx<'_, K>, from: &K::Key, to: &K::Key) -> Result<u64, Miss> {
         let Some(root) = &mut self.root else { return Ok(0) };
-        // Both edges must be in memory before anything changes (N5).
-        probe(cx, root, |n| n.child_for(from))?;
-        probe(cx, root, |n| n.kids.partition_point(|k| k.key < *to).saturating_sub(1))?;
-        let (removed, outcome) = Self::cut_in(cx, root, from, to, None)?;
-        self.tidy(cx, outcome, from);
+        // Both edges must be in memory before anything changes (N5), and stay there until it has.
+        let mut held = Held::new();
+        probe(cx, root, &mut held, |n| n.child_for(from))?;
+        probe(cx, root, &mut held, |n| n.kids.partition_point(|k| k.key < *to).saturating_sub(1))?;
+        let cx = Cx { store: cx.store, held: &held, dirtied: cx.dirtied };
+        let (removed, outcome) = Self::cut_in(&cx, root, from, to, None)?;
+        self.tidy(&cx, outcome, from);
         Ok(removed)
     }
 
@@ -526,12 +528,25 @@ fn own<'a, K: Kind>(cx: &Cx<'_, K>, link: &'a mut Link<K>) -> Result<&'a mut Nod
     }
 }
 
-fn probe<K: Kind>(cx: &Cx<'_, K>, root: &Link<K>, pick: impl Fn(&Node<K>) -> usize) -> Result<(), Miss> {
+/// Walks down the edge of a cut and keeps what it saw.
+fn probe<K: Kind>(
+    cx: &Cx<'_, K>,
+    root: &Link<K>,
+    keep: &mut Held<K>,
+    pick: impl Fn(&Node<K>) -> usize,
+) -> Result<(), Miss> {
     let mut at = Got::open(root, cx.store, cx.held)?;
-    while !at.is_leaf() {
+    loop {
+        if let Got::Cache(node) = &at
+            && let Some(home) = node.home()
+        {
+            keep.add(home.a, Arc::clone(node));
+        }
+        if at.is_leaf() {
+            return Ok(());
+        }
         at = at.child(pick(&at), cx.store, cx.held)?;
     }
-    Ok(())
 }
 
 impl<K: Kind> Node<K> {

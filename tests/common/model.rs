@@ -24,6 +24,9 @@ impl Block {
     }
 }
 
+pub(crate) const HOLE_MARK: u64 = 1;
+pub(crate) const ZERO_MARK: u64 = 2;
+
 #[derive(Clone)]
 pub(crate) enum Cell {
     Hole,
@@ -41,6 +44,15 @@ impl Cell {
         match self {
             Cell::Data(block) => block.hash,
             Cell::Hole | Cell::Zero => zero_hash(),
+        }
+    }
+
+    /// As the hash, but a hole and a zero extent are told apart: they are different states of a pool.
+    pub(crate) fn mark(&self) -> u64 {
+        match self {
+            Cell::Data(block) => block.hash,
+            Cell::Hole => HOLE_MARK,
+            Cell::Zero => ZERO_MARK,
         }
     }
 
@@ -191,10 +203,10 @@ impl Model {
     pub(crate) fn digest(&self) -> u64 {
         let mut digest = Digest::default();
         for (id, volume) in &self.volumes {
-            digest.volume(*id, &volume.name, volume.map.cells().iter().map(Cell::hash));
+            digest.volume(*id, &volume.name, volume.map.cells().iter().map(Cell::mark));
         }
         for (id, snapshot) in &self.snapshots {
-            let hashes = snapshot.map.cells().iter().map(Cell::hash);
+            let hashes = snapshot.map.cells().iter().map(Cell::mark);
             digest.snapshot(*id, snapshot.volume, &snapshot.name, snapshot.held, hashes);
         }
         digest.finish()

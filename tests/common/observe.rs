@@ -8,7 +8,7 @@ use snapvol::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::model::{BLOCK, Cell, Digest, Map, Model};
+use super::model::{BLOCK, Cell, Digest, HOLE_MARK, Map, Model, ZERO_MARK, zero_hash};
 
 /// All volumes, a few at a time, so that paging is in every test.
 pub(crate) fn all_volumes(pool: &Pool) -> Result<Vec<Volume>, Error> {
@@ -43,8 +43,24 @@ pub(crate) fn read_all(disk: &Disk) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn hashes(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks(BLOCK).map(xxh3_64).collect()
+/// What [`Cell::mark`] says of each block: the hash of its bytes, or that it is a hole or a zero extent.
+fn marks(disk: &Disk) -> Result<Vec<u64>, Error> {
+    let bytes = read_all(disk)?;
+    let mut marks: Vec<u64> = bytes.chunks(BLOCK).map(xxh3_64).collect();
+    for extent in disk.extents(0..bytes.len() as u64) {
+        let extent = extent?;
+        let blocks = (extent.range.start / BLOCK as u64) as usize..(extent.range.end / BLOCK as u64) as usize;
+        let mark = match extent.kind {
+            ExtentKind::Hole => HOLE_MARK,
+            ExtentKind::Zero => ZERO_MARK,
+            _ => continue,
+        };
+        for found in &mut marks[blocks] {
+            assert_eq!(*found, zero_hash(), "a {:?} at {:?} does not read zero", extent.kind, extent.range);
+            *found = mark;
+        }
+    }
+    Ok(marks)
 }
 
 /// The digest of a pool in which nothing is attached; equals [`Model::digest`] of the same state.
@@ -58,20 +74,19 @@ pub(crate) fn digest_with(pool: &Pool, disks: &BTreeMap<VolumeId, Disk>) -> Resu
     let mut volumes = all_volumes(pool)?;
     volumes.sort_by_key(|v| v.id);
     for volume in volumes {
-        let bytes = match disks.get(&volume.id) {
-            Some(disk) => read_all(disk)?,
-            None => read_all(&pool.attach(volume.id, AttachOptions::default().read_only(true))?)?,
+        let marks = match disks.get(&volume.id) {
+            Some(disk) => marks(disk)?,
+            None => marks(&pool.attach(volume.id, AttachOptions::default().read_only(true))?)?,
         };
         let name = volume.name.unwrap_or_default();
-        digest.volume(volume.id, &name, hashes(&bytes).into_iter());
+        digest.volume(volume.id, &name, marks.into_iter());
     }
     let mut snapshots = all_snapshots(pool)?;
     snapshots.sort_by_key(|s| s.id);
     for snapshot in snapshots {
         let disk = pool.attach_snapshot(snapshot.id)?;
         let name = snapshot.name.unwrap_or_default();
-        let hashes = hashes(&read_all(&disk)?).into_iter();
-        digest.snapshot(snapshot.id, snapshot.volume, &name, snapshot.held, hashes);
+        digest.snapshot(snapshot.id, snapshot.volume, &name, snapshot.held, marks(&disk)?.into_iter());
     }
     Ok(digest.finish())
 }
@@ -224,7 +239,7 @@ pub(crate) fn assert_diff(
     }
     for (block, changed) in changed.into_iter().enumerate() {
         let (old, new) = (from.cells().get(block), to.cells().get(block));
-        let hash = |cell: Option<&Cell>| cell.map_or_else(super::model::zero_hash, Cell::hash);
+        let hash = |cell: Option<&Cell>| cell.map_or_else(zero_hash, Cell::hash);
         if hash(old) != hash(new) {
             assert!(changed, "block {block} differs and the diff does not name it");
         }

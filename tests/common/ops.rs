@@ -460,6 +460,29 @@ impl Model {
         Ok(next)
     }
 
+    /// States that a write may leave behind when the device fails in the middle of it: each block is old or new.
+    pub(crate) fn halfway(&self, action: &Action) -> Vec<Model> {
+        let block = BLOCK as u64;
+        let parts: Vec<Action> = match *action {
+            Action::Write { volume, offset, len, stamp, fua } => {
+                let end = offset + len as u64;
+                let cuts = (offset / block + 1..end.div_ceil(block)).map(|b| (b * block - offset) as usize);
+                cuts.map(|len| Action::Write { volume, offset, len, stamp, fua }).collect()
+            }
+            // The ends first, then the whole blocks between them.
+            Action::WriteZeroes { volume, offset, len } => {
+                let (from, to) = (offset.next_multiple_of(block), (offset + len) / block * block);
+                let ends = [(offset, from.min(offset + len)), (to.max(from), offset + len)];
+                let ends = ends.into_iter().filter(|(from, to)| from < to);
+                ends.map(|(from, to)| Action::WriteZeroes { volume, offset: from, len: to - from }).collect()
+            }
+            _ => Vec::new(),
+        };
+        let one_by_one = parts.iter().filter_map(|part| self.after(part).ok());
+        let together = parts.iter().try_fold(self.clone(), |model, part| model.after(part)).ok();
+        one_by_one.chain(together).collect()
+    }
+
     fn snapshot(&mut self, id: SnapshotId, volume: VolumeId, force: bool, name: &str) -> Result<(), Refusal> {
         let source = self.volumes.get(&volume).ok_or(Refusal::NotFound)?;
         if self.attached.contains(&volume) && !force {
