@@ -300,10 +300,9 @@ fn delete_policies_refuse_take_along_or_keep_the_snapshots() {
     assert!(matches!(pool.rollback(first), Err(Error::NotFound { object: "volume", .. })));
     let clone = pool.create_volume(VolumeSpec::from_snapshot(second)).unwrap();
     assert_eq!(content(&pool, clone.id)[..3 * BLOCK as usize], data(21, 3));
-    assert_eq!(
-        pool.diff(first, second).unwrap().map(|c| c.unwrap().range).collect::<Vec<_>>(),
-        [0..3 * BLOCK]
-    );
+    let mut changes = pool.diff(first, second).unwrap().map(|change| change.unwrap().range);
+    assert_eq!((changes.next(), changes.next()), (Some(0..3 * BLOCK), None));
+    drop(changes);
     assert_eq!(pool.list_snapshots(&SnapshotQuery::new().volume(id)).unwrap().items.len(), 2);
     pool.delete_snapshot(first).unwrap().wait().unwrap();
     pool.delete_snapshot(second).unwrap().wait().unwrap();

@@ -50,7 +50,7 @@ fn random_ops(rng: &mut Rng, count: usize) -> Vec<Op> {
 fn every_cut_of_random_workloads_opens_at_a_commit_boundary() {
     let seed = rng::seed("every_cut_of_random_workloads_opens_at_a_commit_boundary", 20_260_101);
     let count = Count::default();
-    let runs: usize = std::env::var("SNAPVOL_CRASH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let runs: usize = std::env::var("SNAPVOL_CRASH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
     on_all_cores(runs, |index| {
         let run_seed = seed.wrapping_add(index as u64 * 7919);
         let mut rng = Rng::new(run_seed);
@@ -231,12 +231,12 @@ fn failed_sync_that_drops_pages_loses_nothing_acknowledged() {
         for step in 0..16_u32 {
             let kind = [Kind::Write, Kind::Flush, Kind::Snapshot, Kind::Checkpoint][step as usize % 4];
             let action = rig.resolve(Op::new(kind, 0, step, 0), LIMITS);
-            if let Err(failed) = rig.apply(&action) {
+            if rig.apply(&action).is_err() {
                 hit += 1;
-                in_flight = rig.model.after(&failed.action).ok();
+                in_flight = rig.model.after(&action).ok();
                 let next = rig.resolve(Op::new(Kind::Write, 0, 0, 0), LIMITS);
                 let latched = rig.apply(&next).unwrap_err();
-                assert!(matches!(latched.error, Error::Poisoned), "latched: {:?}", latched.error);
+                assert!(matches!(latched, Error::Poisoned), "latched: {latched:?}");
                 break;
             }
             if action.is_durable() {

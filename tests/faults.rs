@@ -188,10 +188,9 @@ fn run(script: &Script, index: usize, fault: Fault, lasts: Lasts, drops: bool, l
                 expected.acknowledged(&rig.model, action.is_durable() && !refused);
                 poisoned &= !matches!(action, Action::Reopen);
             }
-            Err(failed) => {
-                let error = &failed.error;
+            Err(error) => {
                 assert!(hit(), "{story}: {action:?} failed without a fault: {error:?}");
-                assert!(typed(error), "{story}: {action:?}: {error:?}");
+                assert!(typed(&error), "{story}: {action:?}: {error:?}");
                 let mut outcomes = rig.model.halfway(&action);
                 outcomes.extend(rig.model.after(&action));
                 expected.possible.extend(outcomes.iter().cloned());
@@ -334,9 +333,9 @@ fn host_without_space_is_out_of_space_until_there_is_some() {
         let kinds = [Kind::Write, Kind::Write, Kind::Snapshot, Kind::Flush];
         let action = rig.resolve(op(kinds[round as usize % 4], 0, round * 37, 155), limits);
         let before = rig.model.digest();
-        if let Err(failed) = rig.apply(&action) {
-            let full = matches!(failed.error, Error::OutOfSpace { .. } | Error::Io { .. });
-            assert!(full, "{action:?}: {:?}", failed.error);
+        if let Err(error) = rig.apply(&action) {
+            let full = matches!(error, Error::OutOfSpace { .. } | Error::Io { .. });
+            assert!(full, "{action:?}: {error:?}");
             assert_eq!(
                 observe::digest_with(rig.pool(), &rig.disks).unwrap(),
                 before,

@@ -144,8 +144,7 @@ fn random_operations_on_a_full_pool_work_or_are_out_of_space() {
             let action = rig.resolve(op, limits);
             match rig.apply(&action) {
                 Ok(()) => done += 1,
-                Err(failed) => {
-                    let error = failed.error;
+                Err(error) => {
                     assert!(
                         matches!(error, Error::OutOfSpace { .. }),
                         "seed {seed}, round {round}, step {step}: {action:?}: {error:?}"

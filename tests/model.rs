@@ -49,8 +49,8 @@ fn run(test: &str, default_seed: u64, shape: Shape, limits: Limits, operations: 
                 Ok(_) => *counts.lock().unwrap().entry(kind).or_insert(0) += 1,
                 Err(_) => drop(refused.fetch_add(1, Ordering::Relaxed)),
             }
-            if let Err(failed) = rig.apply(&action) {
-                return Err(TestCaseError::fail(format!("operation {index}, {failed:?}")));
+            if let Err(error) = rig.apply(&action) {
+                return Err(TestCaseError::fail(format!("operation {index}, {action:?}: {error:?}")));
             }
             if index % 61 == 60 {
                 observe::assert_equals(rig.pool(), &rig.model, &rig.disks);

@@ -173,7 +173,7 @@ impl Writer {
         for _ in 0..count {
             let from = self.next() % blocks;
             let len = (self.next() % 16 + 1).min(blocks - from) * BLOCK;
-            if self.next() % 2 == 0 {
+            if self.next().is_multiple_of(2) {
                 disk.discard(from * BLOCK, len)?;
             } else {
                 disk.write_zeroes(from * BLOCK, len)?;

@@ -170,9 +170,9 @@ impl Space {
         2 * self.dirty_limit + 2 * chunks + 4 * (chunks / index::FANOUT + 2) + 8
     }
 
-    /// Whether what is left for metadata is less than one checkpoint may need, and `quarters` of that beside
-    /// it. Data stops at two quarters, calls that make the metadata grow at one, discards at none; what only
-    /// gives back never stops (P7).
+    /// Whether what is left for metadata is less than so many quarters of the reserve. Data stops at six, calls
+    /// that make the metadata grow at five, discards (which may split extents, and give blocks back) at two;
+    /// what only gives back never stops (P7).
     pub(crate) fn metadata_is_short(&self, quarters: u64) -> bool {
         let index = self.index.read();
         let s = self.state.lock();
@@ -185,7 +185,7 @@ impl Space {
         let used = index.totals.data_chunks + index.totals.meta_chunks + s.opened;
         let free = most.max(index.chunks).saturating_sub(used) * g.blocks_per_chunk + index.totals.meta_free;
         let reserve = self.reserve_blocks(index.chunks);
-        free < reserve + reserve / 4 * quarters
+        free < reserve / 4 * quarters
     }
 
     fn free_chunks_for_data(&self, index: &IndexRoot, s: &State) -> u64 {

@@ -308,7 +308,7 @@ impl Engine {
             return Ok(());
         }
         // Both may split extents; a discard at least gives blocks back, so it may go further.
-        self.room_for_metadata(u64::from(zero))?;
+        self.room_for_metadata(if zero { 5 } else { 2 })?;
         let _gate = self.enter_write(24 + 32)?;
         let _pin = self.pins.enter();
         let mut held = Held::new();

@@ -139,7 +139,7 @@ impl Engine {
             return Ok(value);
         }
         if grows && trashed.is_empty() {
-            self.room_for_metadata(1)?;
+            self.room_for_metadata(5)?;
         }
         // Registered before the commit: once it is visible, the background may reclaim it at any time.
         self.trash.lock().extend(trashed.iter().map(|id| (*id, TrashState::default())));

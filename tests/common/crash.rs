@@ -92,8 +92,8 @@ pub(crate) fn record(mut rig: Rig<SimDevice>, ops: &[Op], limits: Limits, story:
         let start = sim.op_count();
         let refused = rig.model.after(&action).is_err();
         let _ = writeln!(story, "  {}: {action:?}{}", states.len(), if refused { " (refused)" } else { "" });
-        if let Err(failed) = rig.apply(&action) {
-            panic!("{story}failed: {:?}", failed.error);
+        if let Err(error) = rig.apply(&action) {
+            panic!("{story}failed: {error:?}");
         }
         states.push(Recorded {
             start,

@@ -116,13 +116,6 @@ pub(crate) struct Rig<M: Medium> {
     serial: u64,
 }
 
-/// An action that ought to have worked and did not. The pool may show the state before or after it.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) action: Action,
-    pub(crate) error: Error,
-}
-
 impl<M: Medium> Rig<M> {
     pub(crate) fn create(medium: M, shape: Shape) -> Result<Self, Error> {
         let pool = Pool::create_on(medium.again(), shape.create())?;
@@ -158,24 +151,24 @@ impl<M: Medium> Rig<M> {
         Action::resolve(op, &self.model, limits, self.serial)
     }
 
-    /// Does the action on pool and model. A refusal that the rules ask for is checked here and is no failure.
-    pub(crate) fn apply(&mut self, action: &Action) -> Result<(), Failed> {
+    /// Does the action on pool and model. A refusal that the rules ask for is checked here and is no failure; after
+    /// an error the pool may show the state before or after the action.
+    pub(crate) fn apply(&mut self, action: &Action) -> Result<(), Error> {
         let expected = self.model.after(action);
         let got = self.perform(action);
         match (expected, got) {
             (Ok(next), Ok(())) => self.model = next,
             (Err(refusal), Err(error)) if refusal.is(&error) => {}
             (Err(refusal), Err(error)) => {
-                let failed = Failed { action: action.clone(), error };
-                let typed = matches!(failed.error, Error::Io { .. } | Error::Poisoned | Error::Closed);
-                assert!(typed, "{action:?} must be refused as {refusal:?}, but: {:?}", failed.error);
+                let typed = matches!(error, Error::Io { .. } | Error::Poisoned | Error::Closed);
+                assert!(typed, "{action:?} must be refused as {refusal:?}, but: {error:?}");
                 self.model.attached = self.disks.keys().copied().collect();
-                return Err(failed);
+                return Err(error);
             }
             (Err(refusal), Ok(())) => panic!("{action:?} must be refused as {refusal:?}, but it was done"),
             (Ok(_), Err(error)) => {
                 self.model.attached = self.disks.keys().copied().collect();
-                return Err(Failed { action: action.clone(), error });
+                return Err(error);
             }
         }
         self.model.attached = self.disks.keys().copied().collect();
@@ -184,8 +177,8 @@ impl<M: Medium> Rig<M> {
 
     /// Applies an action that has to work.
     pub(crate) fn must(&mut self, action: Action) {
-        if let Err(failed) = self.apply(&action) {
-            panic!("{action:?} failed: {:?}", failed.error);
+        if let Err(error) = self.apply(&action) {
+            panic!("{action:?} failed: {error:?}");
         }
     }
 
@@ -201,7 +194,7 @@ impl<M: Medium> Rig<M> {
         match action {
             Action::Flush => match self.disks.values().next() {
                 // The flush of any disk is the flush of the pool.
-                Some(disk) if self.serial % 2 == 0 => disk.flush()?,
+                Some(disk) if self.serial.is_multiple_of(2) => disk.flush()?,
                 _ => self.pool().flush()?,
             },
             Action::Checkpoint => self.pool().checkpoint()?,
