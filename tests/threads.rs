@@ -203,12 +203,21 @@ fn writes_to_different_bytes_of_one_block_all_survive() {
     let id = shared_volume(&pool);
     let disk = pool.attach(id, AttachOptions::default()).unwrap();
     let writers = 8;
+    let done = AtomicU64::new(0);
     thread::scope(|scope| {
+        // Flushes close the buffers all the time: most writes find their block at rest and must copy it, so
+        // that two of them often start from the same copy.
+        scope.spawn(|| {
+            while done.load(Ordering::SeqCst) < writers {
+                disk.flush().unwrap();
+            }
+        });
         for writer in 0..writers {
+            let done = &done;
             let (disk, pool) = (&disk, &pool);
             scope.spawn(move || {
                 let at = writer * 512;
-                for count in 1..=544_u64 {
+                for count in 1..=2_720_u64 {
                     let bytes = [(count % 251) as u8 + 1; 512];
                     let block = count % 3;
                     disk.write_at(&bytes, block * BLOCK + at).unwrap();
@@ -219,6 +228,7 @@ fn writes_to_different_bytes_of_one_block_all_survive() {
                         pool.create_snapshot(id, SnapshotSpec::new().force(true)).unwrap();
                     }
                 }
+                done.fetch_add(1, Ordering::SeqCst);
             });
         }
     });
