@@ -40,7 +40,7 @@
 //!
 //! [`Disk::flush`] makes everything acknowledged before it durable, on every volume of the pool. After a crash at
 //! any point the pool opens at the last flush or a later commit, everything at the same instant.
-//! [`guide::durability`] has the rules, [`guide::format`] every byte of the file.
+//! [`guide::durability`] has the rules, [`mod@guide::format`] every byte of the file.
 //!
 //! # Features
 //!

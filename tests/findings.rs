@@ -36,7 +36,7 @@ impl Device for Hooked {
         self.inner.read_at(b, o)
     }
     fn write_at(&self, b: &[u8], o: u64) -> io::Result<()> {
-        let h = self.hook.lock().unwrap().clone();
+        let h = self.hook.lock().expect("no holder panics").clone();
         if let Some(h) = h {
             h(o, b.len())?;
         }
@@ -270,11 +270,11 @@ fn extreme_superblock_fields_never_panic() {
                 let Ok(p) = Pool::open_on(MemoryDevice::from_bytes(img), man()) else { return };
                 let _ = p.stats();
                 let _ = p.space();
-                if let Ok(v) = p.create_volume(VolumeSpec::blank(1 << 20)) {
-                    if let Ok(d) = p.attach(v.id, AttachOptions::default()) {
-                        let _ = d.write_at(&[1; 8192], 0);
-                        let _ = d.flush();
-                    }
+                if let Ok(v) = p.create_volume(VolumeSpec::blank(1 << 20))
+                    && let Ok(d) = p.attach(v.id, AttachOptions::default())
+                {
+                    let _ = d.write_at(&[1; 8192], 0);
+                    let _ = d.flush();
                 }
                 let _ = p.checkpoint();
             });

@@ -220,6 +220,11 @@ fn writes_to_different_bytes_of_one_block_all_survive() {
                 for count in 1..=2_720_u64 {
                     let bytes = [(count % 251) as u8 + 1; 512];
                     let block = count % 3;
+                    // What was written three rounds ago is still there: nobody copied over it.
+                    let mut before = [0; 512];
+                    disk.read_at(&mut before, block * BLOCK + at).unwrap();
+                    let then = if count > 3 { ((count - 3) % 251) as u8 + 1 } else { 0 };
+                    assert_eq!(before, [then; 512], "writer {writer}, before write {count}");
                     disk.write_at(&bytes, block * BLOCK + at).unwrap();
                     let mut back = [0; 512];
                     disk.read_at(&mut back, block * BLOCK + at).unwrap();

@@ -6,23 +6,10 @@
 use std::sync::Arc;
 
 use crate::error::{Corruption, Result};
-use crate::format::chunk::{ChunkEntry, ChunkKind, IndexEntry};
+use crate::format::chunk::{ChunkEntry, ChunkKind, FANOUT, IndexEntry};
 use crate::format::{BlockKind, NodeHeader, NodeRef, Reader, Writer};
 use crate::node::Store;
 use crate::units::{BLOCK, Geometry};
-
-/// Entries in every node.
-pub(crate) const FANOUT: u64 = 63;
-
-/// Levels needed for `chunks` chunks, at least 1.
-pub(crate) fn index_height(chunks: u64) -> u32 {
-    let (mut height, mut reach) = (1, FANOUT);
-    while reach < chunks {
-        reach = reach.saturating_mul(FANOUT);
-        height += 1;
-    }
-    height
-}
 
 /// Chunks below one node of `level`.
 pub(crate) fn span(level: u8) -> u64 {
@@ -254,11 +241,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn height_grows_with_reach() {
-        assert_eq!(index_height(0), 1);
-        assert_eq!(index_height(63), 1);
-        assert_eq!(index_height(64), 2);
-        assert_eq!(index_height(63 * 63 + 1), 3);
+    fn spans_are_what_heights_reach() {
         assert_eq!(span(0), 63);
+        assert_eq!(span(1), 63 * 63);
     }
 }

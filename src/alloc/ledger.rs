@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Bits;
-use super::index::{self, FANOUT, IndexNode, index_height};
+use super::index::{self, IndexNode};
 use super::space::{ChecksumPage, Space};
 use crate::error::{Corruption, Error, Result};
 use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
+use crate::format::chunk::{FANOUT, index_height};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeHeader, NodeRef, node_sum, page_sum};
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};

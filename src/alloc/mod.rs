@@ -18,6 +18,6 @@ mod ledger;
 mod space;
 
 pub(crate) use bits::Bits;
-pub(crate) use index::{FANOUT, IndexNode, index_height};
+pub(crate) use index::IndexNode;
 pub(crate) use ledger::Ledger;
 pub(crate) use space::{ChecksumPage, Claim, IndexRoot, PoolBlocks, Run, Space};

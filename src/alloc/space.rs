@@ -167,7 +167,7 @@ impl Space {
     /// Chunks that metadata may still need (A5): all nodes that may be dirty, twice, a count and a checksum
     /// page for every chunk that can be touched, and the index above them.
     pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
-        2 * self.dirty_limit + 2 * chunks + 4 * (chunks / index::FANOUT + 2) + 8
+        2 * self.dirty_limit + 2 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
     }
 
     /// Whether what is left for metadata is less than so many quarters of the reserve. Data stops at six, calls

@@ -2,8 +2,9 @@
 
 use super::report::FindingKind;
 use super::structure::Walk;
-use crate::alloc::{FANOUT, IndexNode};
+use crate::alloc::IndexNode;
 use crate::error::Corruption;
+use crate::format::chunk::FANOUT;
 use crate::format::chunk::{ChunkKind, IndexEntry};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeRef};

@@ -15,11 +15,12 @@ use super::log::Log;
 use super::object::Object;
 use super::pins::Pins;
 use super::reclaim::TrashState;
-use crate::alloc::{PoolBlocks, Space, index_height};
+use crate::alloc::{PoolBlocks, Space};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::extent::Map;
 use crate::format::NodeRef;
+use crate::format::chunk::index_height;
 use crate::format::superblock::{FAR_FROM_BYTES, STATE_FAR, Superblock, Totals};
 use crate::node::{Link, Store};
 use crate::sources::{Clock, IdSource};
@@ -246,10 +247,6 @@ impl Engine {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
-    }
-    #[cfg(test)]
-    pub(crate) fn space(&self) -> &Space {
-        &self.space
     }
     pub(crate) fn geometry(&self) -> Geometry {
         self.space.geometry

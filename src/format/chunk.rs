@@ -4,6 +4,19 @@ use super::{NodeRef, Reader, Writer};
 use crate::error::Corruption;
 use crate::units::{BLOCK, BlockAddr, MAX_BLOCK_ADDR};
 
+/// Entries in every node of the chunk index.
+pub(crate) const FANOUT: u64 = 63;
+
+/// Levels of the chunk index that are needed for `chunks` chunks, at least 1.
+pub(crate) fn index_height(chunks: u64) -> u32 {
+    let (mut height, mut reach) = (1, FANOUT);
+    while reach < chunks {
+        reach = reach.saturating_mul(FANOUT);
+        height += 1;
+    }
+    height
+}
+
 /// What a chunk is used for. On disk, never renumber.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
@@ -331,6 +344,14 @@ mod tests {
             let back = Counts::decode(&page, counts.width(), 64, BlockAddr::new(1)).unwrap();
             prop_assert_eq!(back, counts);
         }
+    }
+
+    #[test]
+    fn height_grows_with_reach() {
+        assert_eq!(index_height(0), 1);
+        assert_eq!(index_height(63), 1);
+        assert_eq!(index_height(64), 2);
+        assert_eq!(index_height(63 * 63 + 1), 3);
     }
 
     #[test]

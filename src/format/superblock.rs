@@ -234,7 +234,7 @@ impl Superblock {
         if kinds.is_none_or(|k| k > chunks) || free.is_none_or(|f| f > chunks * blocks_per_chunk) {
             return Err(r.bad("totals", format!("within {chunks} chunks"), format!("{totals:?}")).into());
         }
-        let height = crate::alloc::index_height(chunks);
+        let height = super::chunk::index_height(chunks);
         if index_height != height || index_root.is_some_and(|n| u32::from(n.level) + 1 != height) {
             return Err(r.bad("index height", height, index_height).into());
         }

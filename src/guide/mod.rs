@@ -1,6 +1,6 @@
 //! Long documents: they belong to the crate and are checked with it.
 //!
-//! - [`format`] describes every byte of a pool, for readers and for other implementations.
+//! - [`mod@format`] describes every byte of a pool, for readers and for other implementations.
 //! - [`durability`] says what survives what, and how each promise is tested.
 //! - [`changelog`] lists what changed for users.
 

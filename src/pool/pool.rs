@@ -226,11 +226,6 @@ impl Pool {
     pub fn is_read_only(&self) -> bool {
         self.inner.engine.is_read_only()
     }
-
-    #[cfg(test)]
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.inner.engine
-    }
 }
 
 impl Drop for Inner {
