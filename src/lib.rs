@@ -47,6 +47,11 @@
 //! Features only add. `sim` makes the fault-injecting simulated device (`device::sim`) public; `tracing` reports
 //! what happens inside.
 
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 mod alloc;
 mod check;
 mod commit;

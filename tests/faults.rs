@@ -77,9 +77,10 @@ impl Script {
             let action = rig.resolve(*op, LIMITS);
             rig.must(action);
         }
+        let calls = sim.calls();
         rig.verify();
         rig.leave().unwrap().close().unwrap();
-        Self { name: name.into(), ops: ops.to_vec(), calls: sim.calls() }
+        Self { name: name.into(), ops: ops.to_vec(), calls }
     }
 }
 

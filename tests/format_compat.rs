@@ -9,8 +9,9 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
-use common::model::Model;
+use common::model::{BLOCK, Model};
 use common::ops::{Action, Kind, Limits, Op};
 use common::{Rig, Shape};
 use snapvol::device::sim::SimDevice;
@@ -94,14 +95,40 @@ fn make() -> Vec<Golden> {
 }
 
 fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.img"))
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.blocks"))
 }
 
-fn stored(golden: &Golden) -> Vec<u8> {
-    if std::env::var("SNAPVOL_GOLDEN").is_ok_and(|v| v == "write") {
-        std::fs::write(path(golden.name), &golden.bytes).unwrap();
+/// Length of the pool, then each block that is not all zero behind its number; numbers are `u64`, little-endian.
+fn pack(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = (bytes.len() as u64).to_le_bytes().to_vec();
+    for (number, block) in bytes.chunks(BLOCK).enumerate() {
+        if block.iter().any(|&byte| byte != 0) {
+            packed.extend((number as u64).to_le_bytes());
+            packed.extend(block);
+        }
     }
-    std::fs::read(path(golden.name)).unwrap_or_else(|e| panic!("golden image {}: {e}", golden.name))
+    packed
+}
+
+fn unpack(packed: &[u8]) -> Vec<u8> {
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap()) as usize;
+    let (length, blocks) = packed.split_at(8);
+    let mut bytes = vec![0; number(length)];
+    for record in blocks.chunks_exact(8 + BLOCK) {
+        bytes[number(&record[..8]) * BLOCK..][..BLOCK].copy_from_slice(&record[8..]);
+    }
+    bytes
+}
+
+/// The stored image of that name; with `SNAPVOL_GOLDEN=write` the fresh one is stored first.
+fn stored(golden: &Golden) -> Vec<u8> {
+    static WRITE: Mutex<()> = Mutex::new(());
+    let _one = WRITE.lock();
+    if std::env::var("SNAPVOL_GOLDEN").is_ok_and(|v| v == "write") {
+        std::fs::write(path(golden.name), pack(&golden.bytes)).unwrap();
+    }
+    let packed = std::fs::read(path(golden.name));
+    unpack(&packed.unwrap_or_else(|e| panic!("golden image {}: {e}", golden.name)))
 }
 
 #[test]

@@ -21,7 +21,8 @@ pub(crate) const TABLE_ROOTS: u8 = 0xF0;
 pub(crate) const TABLE_TRASH: u8 = 0xF1;
 /// The reclaim queue: key `0xF2`, u64 number of the deletion, object id, u16 depth (numbers big-endian); value:
 /// a node reference, u16 next child. Deletions are reclaimed in the order in which they were made: a block
-/// that two of them shared comes back with the later one, which was its last owner.
+/// that two of them shared comes back with the later one, which was its last owner. Number 0, before all of
+/// them, are subtrees that discards and rewrites displaced.
 /// The entry owns one reference to the node and has dropped its children before `next`.
 pub(crate) const TABLE_RECLAIM: u8 = 0xF2;
 

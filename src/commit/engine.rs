@@ -334,9 +334,9 @@ impl Engine {
         }
     }
 
-    /// The number of a deletion: they are reclaimed in order.
+    /// The number of a deletion, from 1: they are reclaimed in order.
     pub(super) fn next_number(&self) -> u64 {
-        self.internal_ids.fetch_add(1, Ordering::Relaxed)
+        self.internal_ids.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub(super) fn internal_id(&self) -> ObjectId {

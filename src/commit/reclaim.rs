@@ -73,8 +73,9 @@ impl Engine {
         let mut out = Reclaimed::default();
         let mut q = Queue { store: &self.store, tree, edits, dummy: &self.counters.checkpoint_nodes };
         for r in dropped {
-            let (number, id) = (self.next_number(), self.internal_id());
-            q.set(queue_key(number, id, 0), Some(catalogue::queue_value(&r, 0)))?;
+            // Before every deletion: what was displaced is not to be credited to whoever was deleted after it.
+            let id = self.internal_id();
+            q.set(queue_key(0, id, 0), Some(catalogue::queue_value(&r, 0)))?;
         }
         // Deleted objects hand their root to the queue.
         let mut waiting = Vec::new();

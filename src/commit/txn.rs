@@ -198,7 +198,7 @@ impl Engine {
         if let (Some(&TABLE_TRASH), Some(value)) = (key.first(), value) {
             // Replay: numbers go on behind those that the log has seen.
             let (number, _) = catalogue::parse_trash(value)?;
-            self.internal_ids.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+            self.internal_ids.fetch_max(number, Ordering::Relaxed);
         }
         let mut tree = self.catalogue.write();
         catalogue::set(&mut tree, &self.store, &self.dirtied, key, value)
