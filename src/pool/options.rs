@@ -199,7 +199,9 @@ impl CreateOptions {
         self
     }
     /// Size of the log in bytes, a multiple of 4 KiB from 64 KiB to 16 GiB; 32 MiB by default. A larger log
-    /// means rarer checkpoints and a longer recovery.
+    /// means rarer checkpoints and a longer recovery. One transaction (a batch, a cascade, a record with long
+    /// metadata) must fit in somewhat less than half of it, else it is refused with `LimitExceeded`: with the
+    /// default log that is far beyond any of these, with the smallest some 14 KiB.
     #[must_use]
     pub fn log_bytes(mut self, bytes: u64) -> Self {
         self.log_bytes = bytes;
