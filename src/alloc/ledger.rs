@@ -52,6 +52,8 @@ pub(crate) struct Ledger<'a> {
     source: Option<u64>,
     class: u16,
     cursor: u64,
+    /// Data chunks that are counted; the others are passed over.
+    window: std::ops::Range<u64>,
 }
 
 impl<'a> Ledger<'a> {
@@ -66,7 +68,14 @@ impl<'a> Ledger<'a> {
             source: None,
             class,
             cursor: 0,
+            window: 0..u64::MAX,
         }
+    }
+
+    /// A ledger that counts data only in these chunks: whoever asks about much works in passes, so that
+    /// memory stays bounded.
+    pub(crate) fn within(space: &'a Space, window: std::ops::Range<u64>) -> Self {
+        Self { window, ..Self::new(space) }
     }
 
     fn work(&mut self, chunk: u64) -> Result<&mut Work> {
@@ -112,6 +121,9 @@ impl<'a> Ledger<'a> {
     /// Adds `delta` to the counts of a run. Returns how many blocks came to zero.
     pub(crate) fn add(&mut self, addr: BlockAddr, len: u64, delta: i64, kind: ChunkKind) -> Result<u64> {
         let (chunk, at) = self.locate(addr, len)?;
+        if kind == ChunkKind::Data && !self.window.contains(&chunk) {
+            return Ok(0);
+        }
         let w = self.work(chunk)?;
         if w.kind == ChunkKind::Free {
             w.kind = kind;

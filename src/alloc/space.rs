@@ -338,6 +338,15 @@ impl Space {
         Ok(page)
     }
 
+    /// Looks for free runs if none are at hand, so that [`take`](Self::take) need not read the device while
+    /// its caller holds a lock.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        if self.state.lock().found.is_empty() {
+            self.find_more()?;
+        }
+        Ok(())
+    }
+
     /// Hands out a free run of at most `most` blocks against a claim.
     pub(crate) fn take(&self, claim: &mut Claim<'_>, most: u64) -> Result<Run> {
         let most = most.min(claim.left).max(1);

@@ -155,6 +155,7 @@ impl Buffers {
 
     /// Takes up to `most` blocks of space and the slots for them.
     pub(crate) fn lease(&self, space: &Space, claim: &mut Claim<'_>, most: u64) -> Result<Lease> {
+        space.prepare()?;
         let mut current = self.current.lock();
         let full = current
             .as_ref()

@@ -24,6 +24,8 @@ use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Leaf entries and nodes that one checkpoint walks at most.
 const BUDGET: usize = 1 << 18;
+/// Data chunks that one pass of a plan counts: 64 GiB, some 20 MiB of memory.
+const PLAN_CHUNKS: usize = 16_384;
 /// Chunks whose counts one checkpoint may hold before reclaim leaves the rest to the next.
 const CHUNKS: usize = 8192;
 /// Deleted maps that one checkpoint takes up at most.
@@ -195,11 +197,14 @@ impl Engine {
             self.checkpoint_with(&mut superblock, true, false)?;
         }
         let tree = Catalogue { root: (*self.durable_catalogue.lock()).map(Link::Disk) };
-        let mut ledger = Ledger::new(&self.space);
+        let chunks = self.space.index.read().chunks;
         let mut freed = 0;
-        for id in ids {
-            if let Some(root) = durable_root(&self.store, &tree, *id)? {
-                freed += drop_node(&mut ledger, &self.store, &root)?;
+        for start in (0..chunks).step_by(PLAN_CHUNKS) {
+            let mut ledger = Ledger::within(&self.space, start..start + PLAN_CHUNKS as u64);
+            for id in ids {
+                if let Some(root) = durable_root(&self.store, &tree, *id)? {
+                    freed += drop_node(&mut ledger, &self.store, &root)?;
+                }
             }
         }
         Ok(freed)
