@@ -403,14 +403,17 @@ impl Engine {
                 let mut crcs = g.crcs.as_slice();
                 for c in g.changes.iter().filter(|c| c.kind == ChangeKind::Data) {
                     let (now, rest) = crcs.split_at(c.len as usize);
-                    self.space.adopt(BlockAddr::new(c.block), now)?;
+                    self.unless_damaged(self.space.adopt(BlockAddr::new(c.block), now))?;
                     crcs = rest;
                 }
             }
             for (addr, bytes) in &record.inline {
                 let addr = BlockAddr::new(*addr);
                 let Some((chunk, index)) = self.space.geometry.locate(addr) else { continue };
-                let page = self.space.checksums(chunk)?;
+                let page = match self.space.checksums(chunk) {
+                    Err(Error::Corrupt(_)) if self.is_read_only() => continue,
+                    page => page?,
+                };
                 if page.get(index) != block_crc(bytes) {
                     let found = "bytes of another checksum";
                     return Err(Corruption::new(
@@ -432,13 +435,22 @@ impl Engine {
         Ok(())
     }
 
+    /// A damaged leaf or page stops recovery, which would have to write what it cannot know. A pool that is
+    /// opened for reading only goes on: what lies behind the damage cannot be read anyway, the rest can.
+    fn unless_damaged(&self, done: Result<()>) -> Result<()> {
+        match done {
+            Err(Error::Corrupt(_)) if self.is_read_only() => Ok(()),
+            done => done,
+        }
+    }
+
     fn replay(&self, record: &Record) -> Result<()> {
         // Midway through a long log the cache may be too small for all that changed; dirty nodes then grow
         // beyond it until the checkpoint at the end, which is bounded by the log's length.
         for g in &record.groups {
             let object = self.object(g.object)?;
             for c in &g.changes {
-                self.replay_change(&object, c, record.snapshot_epoch)?;
+                self.unless_damaged(self.replay_change(&object, c, record.snapshot_epoch))?;
             }
         }
         for step in &record.steps {
