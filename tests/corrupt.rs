@@ -181,7 +181,7 @@ fn flip_everywhere(test: &str, base: &SimDevice, model: &Model) -> Outcomes {
     let start = rng::seed(test, 17) as usize % stride;
     // Every byte of every block that holds anything; of blocks that are zero throughout a sample will do.
     let image = base.view();
-    let block = BLOCK as usize;
+    let block = BLOCK;
     let used = |at: usize| image[at / block * block..].iter().take(block).any(|&b| b != 0);
     let used: Vec<bool> = (0..length).step_by(block).map(used).collect();
     let mut places: Vec<usize> = (start..length).step_by(stride).collect();
