@@ -1,0 +1,124 @@
+//! The rows of the benchmark, and the bounds that the design sets for the engine.
+
+use crate::engine::Engine;
+
+/// Which direction is good.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Better {
+    More,
+    Less,
+}
+
+/// What a bound is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Value,
+    Ratio,
+}
+
+/// What a contender must reach, and what it aims at. The direction is the row's.
+pub(crate) struct Bound {
+    pub(crate) contender: &'static str,
+    pub(crate) of: Of,
+    pub(crate) must: f64,
+    pub(crate) aim: f64,
+}
+
+pub(crate) struct Row {
+    /// Name in the design.
+    pub(crate) id: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) better: Better,
+    /// What the ratio is to; empty where there is none.
+    pub(crate) against: &'static str,
+    pub(crate) bounds: &'static [Bound],
+}
+
+const RAW: &str = "raw-4k";
+
+const fn row(id: &'static str, what: &'static str, unit: &'static str, better: Better) -> Row {
+    Row { id, what, unit, better, against: "", bounds: &[] }
+}
+
+impl Row {
+    const fn against(self, against: &'static str) -> Self {
+        Self { against, ..self }
+    }
+
+    const fn bounds(self, bounds: &'static [Bound]) -> Self {
+        Self { bounds, ..self }
+    }
+}
+
+const fn ratio(must: f64, aim: f64) -> Bound {
+    Bound { contender: Engine::NAME, of: Of::Ratio, must, aim }
+}
+
+const fn value(must: f64, aim: f64) -> Bound {
+    Bound { contender: Engine::NAME, of: Of::Value, must, aim }
+}
+
+const fn mapped_value(must: f64, aim: f64) -> Bound {
+    Bound { contender: Engine::MMAP, of: Of::Value, must, aim }
+}
+
+const fn mapped_ratio(must: f64, aim: f64) -> Bound {
+    Bound { contender: Engine::MMAP, of: Of::Ratio, must, aim }
+}
+
+const fn ops(id: &'static str, what: &'static str) -> Row {
+    row(id, what, "op/s", Better::More)
+}
+
+pub(crate) static N1: Row = ops("N1", "random 4 KiB write, first touch after a snapshot, not flushed")
+    .against(RAW)
+    .bounds(&[ratio(1.0, 2.0)]);
+pub(crate) static N2: Row = ops("N2", "the same write with no snapshot in the pool")
+    .against("N1 over this")
+    .bounds(&[ratio(0.90, 0.98)]);
+pub(crate) static N3_ONE: Row =
+    ops("N3", "many first touches and one flush, 1 thread").against(RAW).bounds(&[ratio(1.5, 3.0)]);
+pub(crate) static N3_TWO: Row =
+    ops("N3", "many first touches and one flush, 2 threads").against(RAW).bounds(&[ratio(1.5, 3.0)]);
+pub(crate) static N4: Row =
+    ops("N4", "32 first touches and a flush, repeated").against(RAW).bounds(&[ratio(1.5, 2.5)]);
+pub(crate) static N5: Row =
+    ops("N5", "one write and a flush, repeated").against(RAW).bounds(&[ratio(0.9, 1.2)]);
+pub(crate) static N6_ONE: Row = ops("N6", "random 4 KiB hot read, 1 thread")
+    .against(RAW)
+    .bounds(&[ratio(0.85, 1.0), mapped_ratio(1.3, 1.5)]);
+pub(crate) static N6_TWO: Row = ops("N6", "random 4 KiB hot read, 2 threads")
+    .against("1 thread")
+    .bounds(&[ratio(1.7, 1.7), mapped_ratio(1.7, 1.7)]);
+pub(crate) static N8: Row =
+    ops("N8", "512 B into a block shared with a snapshot").against(RAW).bounds(&[ratio(0.5, 1.0)]);
+pub(crate) static N10_SNAPSHOT: Row =
+    row("N10", "snapshot, durable", "us", Better::Less).against("durable write").bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N10_ROLLBACK: Row =
+    row("N10", "rollback, durable", "us", Better::Less).against("durable write").bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N15_WRITE: Row = row("N15", "sequential 1 MiB writes and one flush", "MiB/s", Better::More)
+    .against(RAW)
+    .bounds(&[ratio(1.0, 1.5)]);
+pub(crate) static N15_READ: Row =
+    row("N15", "sequential 1 MiB reads, hot", "MiB/s", Better::More).against(RAW).bounds(&[ratio(0.8, 1.0)]);
+
+macro_rules! ahead {
+    ($($name:ident, $of:literal, $must:literal, $bound:ident;)*) => {
+        $(pub(crate) static $name: Row = row("N17", concat!("times ahead of the best peer in ", $of), "x", Better::More)
+            .bounds(&[$bound($must, 2.0)]);)*
+    };
+}
+
+ahead! {
+    N17_N1, "N1", 1.0, value;
+    N17_N3_ONE, "N3, 1 thread", 1.0, value;
+    N17_N3_TWO, "N3, 2 threads", 1.0, value;
+    N17_N4, "N4", 1.0, value;
+    N17_N5, "N5", 0.95, value;
+    N17_N6_ONE, "N6, 1 thread", 1.0, mapped_value;
+    N17_N6_TWO, "N6, 2 threads", 1.0, mapped_value;
+    N17_N8, "N8", 1.0, value;
+    N17_N10_SNAPSHOT, "N10, snapshot", 1.0, value;
+    N17_N10_ROLLBACK, "N10, rollback", 1.0, value;
+}

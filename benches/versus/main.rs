@@ -1,0 +1,44 @@
+//! The engine against the raw floor and its best peers: `cargo bench --bench versus`.
+//!
+//! ```text
+//! cargo bench --bench versus -- [--quick] [--rows N1,N3,...] [--rounds N] [--only core|ageing|scale|threads]
+//! ```
+//!
+//! Every row of the design's table is run by all contenders within one round, one after another, in an order that
+//! rotates; only ratios within a round are compared. What was read is verified in every round. One table goes to
+//! standard output, and with a chart into `target/versus`.
+
+mod best_peer;
+mod design;
+mod engine;
+mod floor;
+mod memory;
+mod peers;
+mod phases;
+mod plan;
+mod rows;
+mod stamp;
+mod store;
+mod table;
+
+use plan::{Part, Plan};
+use table::Report;
+
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+fn main() -> Result<()> {
+    let Some(plan) = Plan::from_args()? else { return Ok(()) };
+    let mut report = Report::default();
+    if plan.includes(Part::Core) {
+        rows::run(&plan, &mut report)?;
+        best_peer::compare(&mut report);
+    }
+    if plan.quick {
+        report.note("a quick run: small volumes and short phases, good for seeing that everything works");
+    }
+    report.print(&mut std::io::stdout().lock())?;
+    let results = plan.results()?;
+    report.write_json(&results.join("versus.json"))?;
+    plan.say(&format!("written to {}", results.display()));
+    Ok(())
+}
