@@ -1,8 +1,8 @@
 //! Space between two checkpoints: claims, free runs, and the checksums of blocks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -19,15 +19,36 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, Geometry, MAX_RUN_BLOCKS};
 
 /// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries in memory,
 /// and zero on the medium (A7).
-pub(crate) struct ChecksumPage([AtomicU32; MAX_RUN_BLOCKS as usize]);
+pub(crate) struct ChecksumPage {
+    crcs: [AtomicU32; MAX_RUN_BLOCKS as usize],
+    /// Where blocks lie in the run buffers, from the first time that one does; 0 is nowhere.
+    places: OnceLock<Box<[AtomicU32]>>,
+}
 
 impl ChecksumPage {
     pub(crate) fn zeroed() -> Self {
-        Self([const { AtomicU32::new(0) }; MAX_RUN_BLOCKS as usize])
+        Self { crcs: [const { AtomicU32::new(0) }; MAX_RUN_BLOCKS as usize], places: OnceLock::new() }
+    }
+    /// Place of a block in the run buffers, or 0.
+    #[inline]
+    pub(crate) fn place(&self, i: usize) -> u32 {
+        self.places.get().map_or(0, |places| places[i].load(Ordering::Acquire))
+    }
+    /// The block lies at this place in the run buffers from now on.
+    pub(crate) fn enter(&self, i: usize, place: u32) {
+        let places = self.places.get_or_init(|| (0..MAX_RUN_BLOCKS).map(|_| AtomicU32::new(0)).collect());
+        places[i].store(place, Ordering::Release);
+    }
+    /// The place is about to be used for another block.
+    pub(crate) fn leave(&self, i: usize, place: u32) {
+        if let Some(places) = self.places.get() {
+            // Where the block has been written again since, it lies elsewhere.
+            let _ = places[i].compare_exchange(place, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
     pub(crate) fn decode(page: &[u8; BLOCK]) -> Self {
         let this = Self::zeroed();
-        for (slot, bytes) in this.0.iter().zip(page.chunks_exact(4)) {
+        for (slot, bytes) in this.crcs.iter().zip(page.chunks_exact(4)) {
             slot.store(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), Ordering::Relaxed);
         }
         this
@@ -42,11 +63,11 @@ impl ChecksumPage {
     }
     #[inline]
     pub(crate) fn get(&self, i: usize) -> u32 {
-        self.0[i].load(Ordering::Acquire)
+        self.crcs[i].load(Ordering::Acquire)
     }
     #[inline]
     pub(crate) fn set(&self, i: usize, crc: u32) {
-        self.0[i].store(crc, Ordering::Release);
+        self.crcs[i].store(crc, Ordering::Release);
     }
 }
 
@@ -54,6 +75,11 @@ impl ChecksumPage {
 const REBUILD_BLOCKS: usize = 64;
 /// Damaged checksum pages that one checkpoint writes anew.
 const HEALED_CHUNKS: usize = 64;
+
+/// Free runs shorter than twice this are holes.
+const SHORT: u16 = 16;
+/// Free chunks that are kept ready while the pool may grow: 64 MiB.
+const AHEAD_CHUNKS: u64 = 16;
 
 /// The index of the last durable checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -236,6 +262,28 @@ impl Space {
         }
     }
 
+    /// Adds `blocks` to a claim if they can be had without growing.
+    pub(crate) fn claim_more(&self, claim: &mut Claim<'_>, blocks: u64) {
+        let index = self.index.read();
+        let mut s = self.state.lock();
+        if self.available(&index, &s) >= blocks {
+            s.claimed += blocks;
+            claim.left += blocks;
+        }
+    }
+
+    /// Takes back blocks that were handed out and never named.
+    pub(crate) fn give_back(&self, run: &Run) {
+        let mut s = self.state.lock();
+        let Some((chunk, at)) = self.geometry.locate(run.addr) else { return };
+        let len = run.len as usize;
+        if let Some(t) = s.touched.get_mut(&chunk) {
+            t.taken.remove(at, len);
+            s.taken -= run.len;
+            s.found.push_front((chunk, at, len));
+        }
+    }
+
     /// Blocks that a write could still have without growing.
     pub(crate) fn available_blocks(&self) -> u64 {
         self.available(&self.index.read(), &self.state.lock())
@@ -245,10 +293,15 @@ impl Space {
     /// False when the limit or the device does not allow one more.
     fn grow(&self, seen_chunks: u64, blocks: u64) -> Result<bool> {
         let _one = self.refill.lock();
-        let now = self.index.read().chunks;
-        if now != seen_chunks {
+        if self.index.read().chunks != seen_chunks {
             return Ok(true);
         }
+        self.grow_now(blocks)
+    }
+
+    /// As [`grow`](Self::grow), with `refill` held by the caller.
+    fn grow_now(&self, blocks: u64) -> Result<bool> {
+        let now = self.index.read().chunks;
         if !self.store.device.can_grow() {
             return Ok(false);
         }
@@ -458,6 +511,9 @@ impl Space {
                 hit = [hit, free].into_iter().flatten().min();
             }
             let Some(chunk) = hit else {
+                if class == SHORT && self.is_tight(&index) && self.grow_now(bpc.into())? {
+                    continue;
+                }
                 if class == 1 {
                     // A promise stands even if the reserve has grown since it was given.
                     return match self.search_free(&index, 0)? {
@@ -472,6 +528,26 @@ impl Space {
             };
             self.open(chunk, class)?;
         }
+    }
+
+    /// Whether scattered free blocks are few enough to be left alone while the pool may still grow: large
+    /// writes into new space are many times faster than small ones into holes. So a pool that is overwritten
+    /// at random takes up to a third more than what it holds before its holes are filled.
+    fn is_tight(&self, index: &IndexRoot) -> bool {
+        let bpc = self.geometry.blocks_per_chunk;
+        let used = index.totals.data_chunks * bpc - index.totals.data_free;
+        index.totals.data_free < used / 3
+    }
+
+    /// Grows while nobody waits for it, when the space that large writes want runs out. True if it did.
+    pub(crate) fn grow_ahead(&self) -> Result<bool> {
+        let index = *self.index.read();
+        let free = self.free_chunks_for_data(&index, &self.state.lock());
+        let wanted = (index.totals.data_chunks / 8).min(AHEAD_CHUNKS);
+        if free >= wanted || !self.is_tight(&index) {
+            return Ok(false);
+        }
+        self.grow(index.chunks, wanted * self.geometry.blocks_per_chunk)
     }
 
     /// The next chunk that is free and not opened since the checkpoint.

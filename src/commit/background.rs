@@ -10,8 +10,6 @@ use serde::Serialize;
 use super::engine::Engine;
 use crate::error::Result;
 
-/// Full buffers that may wait for the background before writers write them themselves (8 MiB).
-const FULL_BUFFERS: usize = 8;
 /// Data without a sync that makes the background flush.
 const UNSYNCED_BYTES: u64 = 32 << 20;
 /// How long the worker sleeps when nothing happens; a proof follows a flush by about this much.
@@ -123,8 +121,8 @@ impl Engine {
         if self.config.background {
             self.wake();
         }
-        if !self.config.background || self.buffers.has_full() > FULL_BUFFERS {
-            self.buffers.write_sealed(&*self.device)?;
+        if self.buffers.is_pressed() {
+            self.buffers.write_full(&*self.device, self.buffers.has_full().saturating_sub(1))?;
         }
         Ok(())
     }
@@ -145,10 +143,13 @@ impl Engine {
     /// `quiet`: no commit was made for a while, so a proof is worth its write.
     fn step_once(&self, quiet: bool) -> Result<bool> {
         if self.buffers.has_full() > 0 {
-            self.buffers.write_sealed(&*self.device)?;
+            self.buffers.write_full(&*self.device, 0)?;
         }
         if self.buffers.unsynced.load(Ordering::Relaxed) >= UNSYNCED_BYTES {
             self.flush()?;
+            return Ok(true);
+        }
+        if self.space.grow_ahead()? {
             return Ok(true);
         }
         if quiet && self.prove()? {

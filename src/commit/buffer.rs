@@ -1,87 +1,152 @@
-//! The run buffer: full blocks wait in memory and reach the device as large writes.
+//! Run buffers: blocks wait in memory and reach the device as large writes.
+//!
+//! - F1 A block's page says in which slot it lies from before any map names it until the device has it, and
+//!   longer, until the slot is used again. A reader looks there first, and once more under the slot's lock.
+//! - F2 A slot below the seal of its frame never changes again until the frame is empty: a commit or a root
+//!   names it. Above the seal only the writer's own root does, and the block may be changed in place.
+//! - F3 The seal moves under the gate, when no writer is between a lease and its map; or to the end of a
+//!   frame that is full, to write it early.
+//! - F4 Blocks set aside for the next leases of a frame are named by nobody. A freeze gives them back first.
+//!
+//! Frames whose blocks the device has are kept as long as there is no better use for them: what was just
+//! written is what is read next, and large writes go past the host's page cache.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::pins::thread_shard;
 use crate::alloc::{ChecksumPage, Claim, Run, Space};
 use crate::device::{Device, SlotBuffer};
 use crate::error::{Error, Result};
 use crate::format::block_crc;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
-/// Blocks in one buffer: 1 MiB.
+/// Blocks in one frame: 1 MiB.
 pub(crate) const SLOTS: usize = 256;
-/// Buffers kept for reuse, so that memory that is warm is written again.
-const SPARE: usize = 16;
+/// Frames filled at once, by different threads.
+const SHARDS: usize = 4;
+/// Blocks set aside for the next leases, so that most of them ask nobody.
+const AHEAD: u64 = 64;
 
 /// Consecutive blocks in consecutive slots.
-#[derive(Clone)]
 struct Piece {
     addr: BlockAddr,
     len: usize,
     slot: usize,
     /// Index of the first block in its chunk.
     index: usize,
-    checksums: Arc<ChecksumPage>,
+    page: Arc<ChecksumPage>,
+}
+
+#[derive(Default)]
+struct Fill {
+    used: usize,
+    pieces: Vec<Piece>,
+    /// Taken, and waiting to be leased (F4).
+    ahead: Option<Run>,
 }
 
 /// Up to 256 blocks on their way to the device.
-pub(crate) struct Batch {
+pub(crate) struct Frame {
+    number: usize,
     slots: SlotBuffer,
-    pieces: RwLock<Vec<Piece>>,
-    /// While open, its blocks are named by nobody but the writer's own root, and may be changed in place.
-    open: AtomicBool,
-    used: AtomicUsize,
-    /// Leased and not yet filled: such a buffer is not written early.
+    fill: Mutex<Fill>,
+    /// Slots below this do not change any more (F2).
+    sealed: AtomicUsize,
+    /// Leased and not yet filled: such a frame is not written early.
     unfilled: AtomicUsize,
-    /// Set once everything is on the device; held while it is being written.
-    written: Mutex<bool>,
+    /// The device has the slots below this.
+    written: AtomicUsize,
+    /// Held while the device is being written.
+    writing: Mutex<()>,
 }
 
-impl Batch {
-    fn new() -> Self {
+impl Frame {
+    fn new(number: usize) -> Self {
         Self {
+            number,
             slots: SlotBuffer::new(SLOTS),
-            pieces: RwLock::new(Vec::with_capacity(8)),
-            open: AtomicBool::new(true),
-            used: AtomicUsize::new(0),
+            fill: Mutex::default(),
+            sealed: AtomicUsize::new(0),
             unfilled: AtomicUsize::new(0),
-            written: Mutex::new(false),
+            written: AtomicUsize::new(0),
+            writing: Mutex::new(()),
         }
     }
 
-    fn slot_of(&self, addr: BlockAddr) -> Option<usize> {
-        let pieces = self.pieces.read();
-        let hit = pieces.iter().find(|p| addr >= p.addr && addr.raw() < p.addr.raw() + p.len as u64)?;
-        Some(hit.slot + (addr.raw() - hit.addr.raw()) as usize)
+    /// What the pages of its blocks say about a slot.
+    fn place(&self, slot: usize) -> u32 {
+        (self.number * SLOTS + slot + 1) as u32
     }
 
-    /// Writes everything to its home, unless that has been done.
-    fn write(&self, device: &dyn Device) -> Result<()> {
-        let mut written = self.written.lock();
-        if *written {
-            return Ok(());
+    /// Adds a run to what the frame holds.
+    fn add(&self, fill: &mut Fill, run: &Run, index: usize) -> usize {
+        let (slot, len) = (fill.used, run.len as usize);
+        match fill.pieces.last_mut() {
+            Some(p) if p.addr + p.len as u64 == run.addr && Arc::ptr_eq(&p.page, &run.checksums) => {
+                p.len += len;
+            }
+            _ => {
+                let page = Arc::clone(&run.checksums);
+                fill.pieces.push(Piece { addr: run.addr, len, slot, index, page });
+            }
         }
-        self.open.store(false, Ordering::SeqCst);
-        let pieces = self.pieces.read();
-        for p in pieces.iter() {
-            let offset = p.addr.byte_offset();
-            self.slots
-                .with_range(p.slot, p.len, |bytes| device.write_at(bytes, offset))
-                .map_err(|source| Error::Io { op: "write", offset, len: (p.len * BLOCK) as u64, source })?;
+        fill.used += len;
+        slot
+    }
+
+    /// Writes what is sealed and not yet written. True when the frame is full and all of it is on the device.
+    fn write(&self, device: &dyn Device) -> Result<bool> {
+        let _writing = self.writing.lock();
+        let full = self.fill.lock().used == SLOTS;
+        if full && self.unfilled.load(Ordering::SeqCst) == 0 {
+            self.sealed.store(SLOTS, Ordering::SeqCst);
         }
-        *written = true;
-        Ok(())
+        let to = self.sealed.load(Ordering::SeqCst);
+        let mut from = self.written.load(Ordering::SeqCst);
+        while from < to {
+            let (slot, len, addr) = {
+                let fill = self.fill.lock();
+                let at = fill.pieces.partition_point(|p| p.slot + p.len <= from);
+                let Some(p) = fill.pieces.get(at) else { break };
+                (from, (p.slot + p.len).min(to) - from, p.addr + (from - p.slot) as u64)
+            };
+            let offset = addr.byte_offset();
+            let write = |bytes: &[u8]| device.write_at(bytes, offset);
+            let wrote = self.slots.with_range(slot, len, write);
+            wrote.map_err(|source| Error::Io { op: "write", offset, len: (len * BLOCK) as u64, source })?;
+            from += len;
+            self.written.store(from, Ordering::SeqCst);
+        }
+        Ok(from == SLOTS)
+    }
+
+    /// Makes the frame empty. The device has all of its blocks.
+    fn clear(&self) {
+        // Whoever still believes that there is something to write must not do it half before and half after.
+        let _writing = self.writing.lock();
+        let mut fill = self.fill.lock();
+        for p in fill.pieces.drain(..) {
+            for i in 0..p.len {
+                p.page.leave(p.index + i, self.place(p.slot + i));
+            }
+        }
+        fill.used = 0;
+        self.sealed.store(0, Ordering::SeqCst);
+        self.written.store(0, Ordering::SeqCst);
     }
 }
 
 /// Where a writer may put its next blocks.
 pub(crate) struct Lease {
-    batch: Arc<Batch>,
+    frame: Arc<Frame>,
     slot: usize,
-    run: Run,
+    addr: BlockAddr,
+    blocks: usize,
+    page: Arc<ChecksumPage>,
     index: usize,
     filled: std::cell::Cell<usize>,
 }
@@ -89,218 +154,263 @@ pub(crate) struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // A writer that gave up leaves slots that nobody names; they may be written as they are.
-        let left = self.run.len as usize - self.filled.get();
-        self.batch.unfilled.fetch_sub(left, Ordering::SeqCst);
+        let left = self.blocks - self.filled.get();
+        if left > 0 {
+            self.frame.unfilled.fetch_sub(left, Ordering::SeqCst);
+        }
     }
 }
 
 impl Lease {
     pub(crate) fn addr(&self) -> BlockAddr {
-        self.run.addr
+        self.addr
     }
     pub(crate) fn blocks(&self) -> u64 {
-        self.run.len
+        self.blocks as u64
     }
-    /// Fills block `i` of the lease and sets its checksum.
+    /// Fills block `i` of the lease, sets its checksum, and says where it is (F1).
     pub(crate) fn fill(&self, i: usize, bytes: &[u8]) {
-        let crc = self.batch.slots.fill(self.slot + i, |slot| {
+        let crc = self.frame.slots.fill(self.slot + i, |slot| {
             slot.copy_from_slice(bytes);
             block_crc(slot)
         });
-        self.run.checksums.set(self.index + i, crc);
+        self.page.set(self.index + i, crc);
+        self.page.enter(self.index + i, self.frame.place(self.slot + i));
         self.filled.set(self.filled.get() + 1);
-        self.batch.unfilled.fetch_sub(1, Ordering::SeqCst);
+        self.frame.unfilled.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// All buffers that hold blocks which the device does not have yet.
+#[derive(Default)]
+struct Queue {
+    /// Full, oldest first; the device does not have all of it.
+    full: VecDeque<Arc<Frame>>,
+    /// The device has all of it, oldest first.
+    kept: VecDeque<Arc<Frame>>,
+}
+
+/// All blocks that the device does not have yet, and some that it has.
 pub(crate) struct Buffers {
-    waiting: RwLock<Vec<Arc<Batch>>>,
-    /// Buffers in `waiting`: lets readers skip the lock when there are none.
-    count: AtomicUsize,
-    current: Mutex<Option<Arc<Batch>>>,
-    spare: Mutex<Vec<Batch>>,
-    /// Bytes filled since the last sync.
+    /// By number.
+    frames: RwLock<Vec<Arc<Frame>>>,
+    /// Being filled, each by some of the threads.
+    shards: Box<[Mutex<Option<Arc<Frame>>>]>,
+    queue: Mutex<Queue>,
+    full: AtomicUsize,
+    /// Frames that the cache's limit allows.
+    most: usize,
+    /// Bytes leased since the last sync.
     pub(crate) unsynced: AtomicU64,
 }
 
 impl Buffers {
-    pub(crate) fn new() -> Self {
+    /// Buffers of about `bytes` of memory, at least a few frames.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let most = ((bytes / (SLOTS * BLOCK) as u64) as usize).max(4);
         Self {
-            waiting: RwLock::new(Vec::new()),
-            count: AtomicUsize::new(0),
-            current: Mutex::new(None),
-            spare: Mutex::new(Vec::new()),
+            frames: RwLock::default(),
+            shards: (0..SHARDS.min(most / 4)).map(|_| Mutex::new(None)).collect(),
+            queue: Mutex::default(),
+            full: AtomicUsize::new(0),
+            most,
             unsynced: AtomicU64::new(0),
         }
     }
 
-    fn fresh(&self) -> Arc<Batch> {
-        let batch = match self.spare.lock().pop() {
-            Some(batch) => {
-                batch.pieces.write().clear();
-                batch.open.store(true, Ordering::SeqCst);
-                batch.used.store(0, Ordering::SeqCst);
-                *batch.written.lock() = false;
-                batch
-            }
-            None => Batch::new(),
-        };
-        let batch = Arc::new(batch);
-        let mut waiting = self.waiting.write();
-        waiting.push(Arc::clone(&batch));
-        self.count.store(waiting.len(), Ordering::SeqCst);
-        batch
-    }
-
-    /// Takes up to `most` blocks of space and the slots for them.
-    pub(crate) fn lease(&self, space: &Space, claim: &mut Claim<'_>, most: u64) -> Result<Lease> {
-        space.prepare()?;
-        let mut current = self.current.lock();
-        let full = current
-            .as_ref()
-            .is_none_or(|b| b.used.load(Ordering::Relaxed) == SLOTS || !b.open.load(Ordering::SeqCst));
-        if full {
-            *current = Some(self.fresh());
+    /// An empty frame: a new one while there are few, else the one that was written longest ago. Writers make
+    /// sure beforehand that there is one ([`is_pressed`](Self::is_pressed)); of those that come at once some
+    /// may get one more than the limit says.
+    fn fresh(&self) -> Arc<Frame> {
+        let mut queue = self.queue.lock();
+        let enough =
+            self.frames.read().len() >= if queue.kept.len() >= 4 { self.most / 2 } else { self.most };
+        if let Some(frame) = enough.then(|| queue.kept.pop_front()).flatten() {
+            frame.clear();
+            return frame;
         }
-        let Some(batch) = current.as_ref() else { return Err(Error::Poisoned) };
-        let slot = batch.used.load(Ordering::Relaxed);
-        let run = space.take(claim, most.min((SLOTS - slot) as u64))?;
-        let index = space.geometry.locate(run.addr).map_or(0, |(_, at)| at);
-        let len = run.len as usize;
-        let mut pieces = batch.pieces.write();
-        match pieces.last_mut() {
-            Some(p) if p.addr + p.len as u64 == run.addr && Arc::ptr_eq(&p.checksums, &run.checksums) => {
-                p.len += len;
-            }
-            _ => {
-                pieces.push(Piece { addr: run.addr, len, slot, index, checksums: Arc::clone(&run.checksums) })
-            }
+        let mut frames = self.frames.write();
+        let frame = Arc::new(Frame::new(frames.len()));
+        frames.push(Arc::clone(&frame));
+        frame
+    }
+
+    /// The frame of a shard, or another one when it is full.
+    fn with_room<'a>(&self, current: &'a mut Option<Arc<Frame>>) -> &'a Arc<Frame> {
+        let full = current.take_if(|f| f.fill.lock().used == SLOTS);
+        let ahead = full.and_then(|full| {
+            let ahead = full.fill.lock().ahead.take();
+            let mut queue = self.queue.lock();
+            queue.full.push_back(full);
+            self.full.store(queue.full.len(), Ordering::SeqCst);
+            ahead
+        });
+        let frame = current.get_or_insert_with(|| self.fresh());
+        if ahead.is_some() {
+            frame.fill.lock().ahead = ahead;
         }
-        drop(pieces);
-        batch.unfilled.fetch_add(len, Ordering::SeqCst);
-        batch.used.store(slot + len, Ordering::Relaxed);
-        self.unsynced.fetch_add(run.len * BLOCK_BYTES, Ordering::Relaxed);
-        Ok(Lease { batch: Arc::clone(batch), slot, run, index, filled: std::cell::Cell::new(0) })
+        frame
     }
 
-    /// The buffer that holds `addr`, if it has not reached the device.
-    #[inline]
-    pub(crate) fn holder(&self, addr: BlockAddr) -> Option<(Arc<Batch>, usize)> {
-        if self.count.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
-        let waiting = self.waiting.read();
-        // Newest first: what was just written is what is read again.
-        waiting.iter().rev().find_map(|b| b.slot_of(addr).map(|slot| (Arc::clone(b), slot)))
-    }
-
-    /// Reads a buffered block.
-    pub(crate) fn read(&self, holder: &(Arc<Batch>, usize), each: impl FnOnce(&[u8])) {
-        holder.0.slots.with(holder.1, each);
-    }
-
-    /// Changes a block in place, if its buffer is still open. The checksum follows.
-    pub(crate) fn change(
+    /// Up to `most` blocks and the slots for them: what is set aside, else against the claim. `None` when
+    /// nothing is set aside and there is no claim.
+    pub(crate) fn lease(
         &self,
-        holder: &(Arc<Batch>, usize),
-        addr: BlockAddr,
-        each: impl FnOnce(&mut [u8]),
-    ) -> bool {
-        let (batch, slot) = holder;
-        batch.slots.fill(*slot, |bytes| {
-            if !batch.open.load(Ordering::SeqCst) {
+        space: &Space,
+        claim: Option<&mut Claim<'_>>,
+        most: u64,
+    ) -> Result<Option<Lease>> {
+        let mut current = self.shards[thread_shard() % self.shards.len()].lock();
+        let frame = self.with_room(&mut current);
+        let mut fill = frame.fill.lock();
+        let room = (SLOTS - fill.used) as u64;
+        let mut run = match (fill.ahead.take(), claim) {
+            (Some(run), _) => run,
+            (None, None) => return Ok(None),
+            (None, Some(claim)) => {
+                // Lookups that may wait for the device come before anything is promised to this frame.
+                drop(fill);
+                space.prepare()?;
+                space.claim_more(claim, AHEAD.saturating_sub(most));
+                let run = space.take(claim, most.max(AHEAD))?;
+                fill = frame.fill.lock();
+                run
+            }
+        };
+        let n = most.min(run.len).min(room);
+        let index = space.geometry.locate(run.addr).map_or(0, |(_, at)| at);
+        let ahead = Run { addr: run.addr + n, len: run.len - n, checksums: Arc::clone(&run.checksums) };
+        run.len = n;
+        let slot = frame.add(&mut fill, &run, index);
+        fill.ahead = (ahead.len > 0).then_some(ahead);
+        frame.unfilled.fetch_add(n as usize, Ordering::SeqCst);
+        drop(fill);
+        self.unsynced.fetch_add(n * BLOCK_BYTES, Ordering::Relaxed);
+        let (addr, blocks, page) = (run.addr, n as usize, run.checksums);
+        let frame = Arc::clone(frame);
+        Ok(Some(Lease { frame, slot, addr, blocks, page, index, filled: std::cell::Cell::new(0) }))
+    }
+
+    /// Gives blocks that are set aside back to the space (F4). With the gate held exclusively, or when space
+    /// has run out.
+    pub(crate) fn give_back(&self, space: &Space) {
+        for shard in &self.shards {
+            if let Some(frame) = &*shard.lock()
+                && let Some(run) = frame.fill.lock().ahead.take()
+            {
+                space.give_back(&run);
+            }
+        }
+    }
+
+    fn frame_of(&self, place: u32) -> Option<(Arc<Frame>, usize)> {
+        let at = (place as usize).checked_sub(1)?;
+        Some((Arc::clone(self.frames.read().get(at / SLOTS)?), at % SLOTS))
+    }
+
+    /// Hands block `index` of the chunk to `each`, if it is in a frame. `None`: the device has it.
+    #[inline]
+    pub(crate) fn read<R>(
+        &self,
+        page: &ChecksumPage,
+        index: usize,
+        each: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
+        let place = page.place(index);
+        let (frame, slot) = self.frame_of(place)?;
+        frame.slots.with(slot, |bytes| (page.place(index) == place).then(|| each(bytes)))
+    }
+
+    /// Changes a block in place, if nobody but the writer's own root names it. The checksum follows.
+    pub(crate) fn change(&self, page: &ChecksumPage, index: usize, each: impl FnOnce(&mut [u8])) -> bool {
+        let place = page.place(index);
+        let Some((frame, slot)) = self.frame_of(place) else { return false };
+        frame.slots.fill(slot, |bytes| {
+            if page.place(index) != place || slot < frame.sealed.load(Ordering::SeqCst) {
                 return false;
             }
             each(bytes);
-            let crc = block_crc(bytes);
-            let pieces = batch.pieces.read();
-            if let Some(p) =
-                pieces.iter().find(|p| addr >= p.addr && addr.raw() < p.addr.raw() + p.len as u64)
-            {
-                p.checksums.set(p.index + (addr.raw() - p.addr.raw()) as usize, crc);
-            }
+            page.set(index, block_crc(bytes));
             true
         })
     }
 
     /// Recovery: a block that a record carried, to be served until it has been written home.
-    pub(crate) fn adopt(&self, addr: BlockAddr, index: usize, bytes: &[u8], checksums: Arc<ChecksumPage>) {
-        let mut current = self.current.lock();
-        if current.as_ref().is_none_or(|b| b.used.load(Ordering::Relaxed) == SLOTS) {
-            *current = Some(self.fresh());
-        }
-        if let Some(batch) = current.as_ref() {
-            let slot = batch.used.fetch_add(1, Ordering::Relaxed);
-            batch.slots.fill(slot, |s| s.copy_from_slice(bytes));
-            batch.pieces.write().push(Piece { addr, len: 1, slot, index, checksums });
-        }
+    pub(crate) fn adopt(&self, addr: BlockAddr, index: usize, bytes: &[u8], page: Arc<ChecksumPage>) {
+        let mut current = self.shards[0].lock();
+        let frame = self.with_room(&mut current);
+        let mut fill = frame.fill.lock();
+        let slot = frame.add(&mut fill, &Run { addr, len: 1, checksums: Arc::clone(&page) }, index);
+        frame.slots.fill(slot, |s| s.copy_from_slice(bytes));
+        page.enter(index, frame.place(slot));
     }
 
     /// From here on no block that is buffered now changes any more: something else is about to name it.
-    /// The caller holds the gate, so no writer is between a lease and its map.
+    /// The caller holds the gate (F3).
     pub(crate) fn seal(&self) {
-        let mut current = self.current.lock();
-        current.take();
-        // Full buffers that wait to be written are still open; they hold blocks of this instant too.
-        for batch in self.waiting.read().iter() {
-            batch.open.store(false, Ordering::SeqCst);
+        for frame in self.waiting() {
+            let used = frame.fill.lock().used;
+            frame.sealed.fetch_max(used, Ordering::SeqCst);
         }
     }
 
-    /// Buffers that are full: another thread may write them early.
+    /// Frames that are full and not on the device: another thread may write them early.
     pub(crate) fn has_full(&self) -> usize {
-        self.count.load(Ordering::Relaxed).saturating_sub(1)
+        self.full.load(Ordering::Relaxed)
     }
 
-    /// All waiting buffers, oldest first; with `open`, also the one that is still being filled.
-    fn list(&self, open: bool) -> Vec<Arc<Batch>> {
-        let current = self.current.lock();
-        let waiting = self.waiting.read();
-        let is_current = |b: &Arc<Batch>| current.as_ref().is_some_and(|c| Arc::ptr_eq(b, c));
-        waiting.iter().filter(|b| open || !is_current(b)).cloned().collect()
+    /// Whether the next frame can only be had by writing one.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.has_full() + self.shards.len() >= self.most
     }
 
-    /// Sealed blocks that are not at home: addresses, for a record that carries them.
+    /// Frames with blocks that the device may not have, oldest first.
+    fn waiting(&self) -> Vec<Arc<Frame>> {
+        // Those being filled first: one that fills up meanwhile is then seen twice rather than not at all.
+        let open: Vec<_> = self.shards.iter().filter_map(|shard| shard.lock().clone()).collect();
+        let mut all: Vec<_> = self.queue.lock().full.iter().cloned().collect();
+        all.extend(open);
+        all
+    }
+
+    /// Blocks that the device does not have.
     pub(crate) fn waiting_blocks(&self) -> usize {
-        self.waiting.read().iter().map(|b| b.used.load(Ordering::Relaxed)).sum()
+        let left = |f: &Arc<Frame>| f.fill.lock().used - f.written.load(Ordering::Relaxed);
+        self.waiting().iter().map(left).sum()
     }
 
-    /// Copies of the sealed blocks at these addresses.
-    pub(crate) fn copies(&self, addrs: impl Iterator<Item = BlockAddr>) -> Option<Vec<(u64, Vec<u8>)>> {
-        addrs
-            .map(|addr| {
-                let holder = self.holder(addr)?;
-                let mut bytes = vec![0; BLOCK];
-                self.read(&holder, |b| bytes.copy_from_slice(b));
-                Some((addr.raw(), bytes))
-            })
-            .collect()
-    }
-
-    /// Writes every buffer that nobody fills any more. What fails stays buffered, to be tried again.
+    /// Writes every block that is sealed, and every full frame. What fails stays, to be tried again.
     pub(crate) fn write_sealed(&self, device: &dyn Device) -> Result<()> {
-        for batch in self.list(false) {
-            if batch.unfilled.load(Ordering::SeqCst) != 0 {
-                continue;
+        for frame in self.waiting() {
+            if frame.write(device)? {
+                self.keep(&frame);
             }
-            batch.write(device)?;
-            self.release(batch);
         }
         Ok(())
     }
 
-    fn release(&self, batch: Arc<Batch>) {
-        {
-            let mut waiting = self.waiting.write();
-            waiting.retain(|b| !Arc::ptr_eq(b, &batch));
-            self.count.store(waiting.len(), Ordering::SeqCst);
-        }
-        if let Some(batch) = Arc::into_inner(batch) {
-            let mut spare = self.spare.lock();
-            if spare.len() < SPARE {
-                spare.push(batch);
+    /// Writes full frames until `left` remain, oldest first, those that nobody is writing before others. Stops
+    /// at one that has yet to be filled by its writer.
+    pub(crate) fn write_full(&self, device: &dyn Device, left: usize) -> Result<()> {
+        while self.has_full() > left {
+            let next = {
+                let queue = self.queue.lock();
+                let idle = queue.full.iter().find(|f| !f.writing.is_locked());
+                idle.or(queue.full.front()).cloned()
+            };
+            match next {
+                Some(frame) if frame.write(device)? => self.keep(&frame),
+                _ => return Ok(()),
             }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, frame: &Arc<Frame>) {
+        let mut queue = self.queue.lock();
+        if let Some(at) = queue.full.iter().position(|f| Arc::ptr_eq(f, frame)) {
+            queue.full.remove(at);
+            self.full.store(queue.full.len(), Ordering::SeqCst);
+            queue.kept.push_back(Arc::clone(frame));
         }
     }
 }

@@ -174,9 +174,9 @@ impl Engine {
         chunks: u64,
         read_only: bool,
     ) -> Self {
-        // The cache's limit is shared: half for clean nodes, a quarter for dirty ones, a quarter for buffers.
+        // The cache's limit is shared: half for buffers, a quarter for clean nodes, a quarter for dirty ones.
         let poisoned = Arc::new(AtomicBool::new(false));
-        let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 2));
+        let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 4));
         let limit_blocks = superblock.limit_bytes.max(superblock.geometry.bytes_for(chunks)) / BLOCK_BYTES;
         let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16).max(8);
         let index =
@@ -194,7 +194,7 @@ impl Engine {
             space,
             gate: RwLock::new(()),
             pins: Pins::default(),
-            buffers: Buffers::new(),
+            buffers: Buffers::new(config.cache_bytes / 2),
             objects: Mutex::default(),
             dirty: Mutex::default(),
             changed: Mutex::default(),
@@ -267,6 +267,7 @@ impl Engine {
         self.read_only.load(Ordering::Relaxed)
     }
     pub(crate) fn pool_space(&self) -> PoolBlocks {
+        self.buffers.give_back(&self.space);
         self.space.blocks()
     }
     /// The map of `id`. An object that never had a block has an empty one.

@@ -7,7 +7,7 @@ use super::buffer::SLOTS;
 use super::catalogue::with_nodes;
 use super::engine::{Engine, io};
 use super::object::Object;
-use crate::alloc::Claim;
+use crate::alloc::{ChecksumPage, Claim};
 use crate::error::{Corruption, Error, Result};
 use crate::extent::{self, Extents, Found};
 use crate::format::block_crc;
@@ -86,47 +86,60 @@ impl Engine {
 
     /// Reads consecutive blocks from `skip` bytes into the first.
     fn read_run(&self, first: BlockAddr, skip: usize, out: &mut [u8]) -> Result<()> {
-        let (mut addr, mut out, mut skip) = (first, out, skip);
+        let (page, mut index) = self.page_of(first, (skip + out.len()).div_ceil(BLOCK))?;
+        let (mut out, mut skip) = (out, skip);
+        let mut addr = first;
         while !out.is_empty() {
             let n = (BLOCK - skip).min(out.len());
             let whole = if skip == 0 { out.len() / BLOCK } else { 0 };
-            if let Some(holder) = self.buffers.holder(addr) {
-                self.buffers.read(&holder, |bytes| out[..n].copy_from_slice(&bytes[skip..skip + n]));
+            let mut blocks = 1;
+            let copy = |bytes: &[u8]| out[..n].copy_from_slice(&bytes[skip..skip + n]);
+            if self.buffers.read(&page, index, copy).is_some() {
                 out = &mut out[n..];
-                addr = addr + 1;
             } else if whole > 0 {
                 // As far as nothing is buffered, one read serves the whole run.
-                let mut blocks = 1;
-                while blocks < whole && self.buffers.holder(addr + blocks as u64).is_none() {
+                while blocks < whole && page.place(index + blocks) == 0 {
                     blocks += 1;
                 }
                 let (now, rest) = out.split_at_mut(blocks * BLOCK);
-                self.read_blocks(addr, now)?;
+                self.read_verified(addr, &page, index, now)?;
                 out = rest;
-                addr = addr + blocks as u64;
             } else {
                 let mut block = [0u8; BLOCK];
-                self.read_blocks(addr, &mut block)?;
+                self.read_verified(addr, &page, index, &mut block)?;
                 out[..n].copy_from_slice(&block[skip..skip + n]);
                 out = &mut out[n..];
-                addr = addr + 1;
             }
+            addr = addr + blocks as u64;
+            index += blocks;
             skip = 0;
         }
         Ok(())
     }
 
-    /// Reads whole blocks from the device and verifies each (P6).
-    pub(super) fn read_blocks(&self, first: BlockAddr, out: &mut [u8]) -> Result<()> {
-        let located = self.space.geometry.locate(first);
+    /// The page of the chunk that a run lies in, and the place of its first block there.
+    pub(super) fn page_of(&self, first: BlockAddr, blocks: usize) -> Result<(Arc<ChecksumPage>, usize)> {
+        let g = &self.space.geometry;
         let chunks = self.space.index.read().chunks;
-        let Some((chunk, index)) = located.filter(|(c, at)| {
-            *c < chunks && at + out.len() / BLOCK <= self.space.geometry.blocks_per_chunk as usize
-        }) else {
-            let want = format!("a run within one of {chunks} chunks");
-            return Err(Corruption::new("extent", first.raw(), "block address", want, first.raw()).into());
-        };
-        let page = self.space.checksums(chunk)?;
+        match g.locate(first) {
+            Some((chunk, index)) if chunk < chunks && index + blocks <= g.blocks_per_chunk as usize => {
+                Ok((self.space.checksums(chunk)?, index))
+            }
+            _ => {
+                let want = format!("a run within one of {chunks} chunks");
+                Err(Corruption::new("extent", first.raw(), "block address", want, first.raw()).into())
+            }
+        }
+    }
+
+    /// Reads whole blocks from the device and verifies each (P6).
+    fn read_verified(
+        &self,
+        first: BlockAddr,
+        page: &ChecksumPage,
+        index: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
         let offset = first.byte_offset();
         self.device.read_at(out, offset).map_err(io("read", offset, out.len() as u64))?;
         for (i, block) in out.chunks_exact(BLOCK).enumerate() {
@@ -160,32 +173,39 @@ impl Engine {
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         let end = offset + data.len() as u64;
         let blocks = (end - 1) / BLOCK_BYTES - offset / BLOCK_BYTES + 1;
-        let mut claim = self.claim(blocks)?;
+        // One block needs no claim where some are set aside.
+        let mut claim = if blocks > 1 { Some(self.claim(blocks)?) } else { None };
         let mut at = offset;
         while at < end {
             let rest = &data[(at - offset) as usize..];
-            let skip = (at % BLOCK_BYTES) as usize;
-            if skip != 0 || rest.len() < BLOCK {
-                let n = rest.len().min(BLOCK - skip);
-                let lba = at / BLOCK_BYTES;
-                let mut done = self.write_part(object, &mut claim, lba, skip, &rest[..n])?;
-                while !done {
-                    // Somebody else changed the block meanwhile: the copy is given up (A2), and the next one
-                    // has a claim of its own, made where a checkpoint may still make room for it.
-                    done = self.write_part(object, &mut self.claim(1)?, lba, skip, &rest[..n])?;
-                }
-                at += n as u64;
+            let (lba, skip) = (at / BLOCK_BYTES, (at % BLOCK_BYTES) as usize);
+            let part = skip != 0 || rest.len() < BLOCK;
+            let n = if part {
+                rest.len().min(BLOCK - skip)
             } else {
-                let n = (rest.len() / BLOCK).min(self.piece_blocks() as usize) * BLOCK;
-                self.write_whole(object, &mut claim, at / BLOCK_BYTES, &rest[..n])?;
-                at += n as u64;
+                (rest.len() / BLOCK).min(self.piece_blocks() as usize) * BLOCK
+            };
+            let write = |claim: Option<&mut Claim<'_>>| match part {
+                true => self.write_part(object, claim, lba, skip, &rest[..n]),
+                false => self.write_whole(object, claim, lba, &rest[..n]),
+            };
+            let mut done = write(claim.as_mut())?;
+            while !done {
+                // Nothing was set aside, or somebody else changed the block meanwhile and the copy was given up
+                // (A2): a claim of its own, made here, where a checkpoint may still make room for it.
+                done = write(Some(&mut self.claim(1)?))?;
             }
+            at += n as u64;
         }
         Ok(())
     }
 
     /// Claims space, making room by a checkpoint while that helps (P7).
     fn claim(&self, blocks: u64) -> Result<Claim<'_>> {
+        match self.space.claim(blocks) {
+            Err(Error::OutOfSpace { .. }) => self.buffers.give_back(&self.space),
+            done => return done,
+        }
         loop {
             match self.space.claim(blocks) {
                 Err(Error::OutOfSpace { .. }) if self.make_room(blocks)? => {}
@@ -194,19 +214,29 @@ impl Engine {
         }
     }
 
-    fn write_whole(&self, object: &Arc<Object>, claim: &mut Claim<'_>, lba: u64, data: &[u8]) -> Result<()> {
+    /// Writes whole blocks. False when there is no claim and nothing is set aside.
+    fn write_whole(
+        &self,
+        object: &Arc<Object>,
+        mut claim: Option<&mut Claim<'_>>,
+        lba: u64,
+        data: &[u8],
+    ) -> Result<bool> {
         let _gate = self.enter_write((data.len() / BLOCK) as u64 * 28 + 32)?;
         let _pin = self.pins.enter();
         let mut done = 0;
         while done < data.len() {
-            let lease = self.buffers.lease(&self.space, claim, ((data.len() - done) / BLOCK) as u64)?;
+            let rest = ((data.len() - done) / BLOCK) as u64;
+            let Some(lease) = self.buffers.lease(&self.space, claim.as_deref_mut(), rest)? else {
+                return Ok(false);
+            };
             for (i, block) in data[done..].chunks_exact(BLOCK).take(lease.blocks() as usize).enumerate() {
                 lease.fill(i, block);
             }
             self.map_run(object, lba + (done / BLOCK) as u64, lease.addr(), lease.blocks(), None)?;
             done += lease.blocks() as usize * BLOCK;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Maps a run that has been filled. With `only_if`, only while `lba` is still mapped as it says.
@@ -263,13 +293,13 @@ impl Engine {
         self.mark_changed(object, &mut map.changed);
     }
 
-    /// Writes part of one block: in place while its buffer is open, else as a changed copy. False when somebody
-    /// else wrote the block between reading and mapping it: both writes must survive (P1), so it is to be tried
-    /// again.
+    /// Writes part of one block: in place while nothing else names it, else as a changed copy. False when there
+    /// is no claim and nothing is set aside, or when somebody else wrote the block between reading and mapping
+    /// it: both writes must survive (P1), so it is to be tried again.
     fn write_part(
         &self,
         object: &Arc<Object>,
-        claim: &mut Claim<'_>,
+        claim: Option<&mut Claim<'_>>,
         lba: u64,
         skip: usize,
         part: &[u8],
@@ -279,19 +309,17 @@ impl Engine {
         let was = block_behind(self.find_pinned(object, lba)?, lba);
         let mut block = [0u8; BLOCK];
         if let Some(addr) = was.map(BlockAddr::new) {
-            match self.buffers.holder(addr) {
-                Some(holder) => {
-                    let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
-                    if self.buffers.change(&holder, addr, put) {
-                        return Ok(true);
-                    }
-                    self.buffers.read(&holder, |bytes| block.copy_from_slice(bytes));
-                }
-                None => self.read_blocks(addr, &mut block)?,
+            let (page, index) = self.page_of(addr, 1)?;
+            let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
+            if self.buffers.change(&page, index, put) {
+                return Ok(true);
+            }
+            if self.buffers.read(&page, index, |bytes| block.copy_from_slice(bytes)).is_none() {
+                self.read_verified(addr, &page, index, &mut block)?;
             }
         }
         block[skip..skip + part.len()].copy_from_slice(part);
-        let lease = self.buffers.lease(&self.space, claim, 1)?;
+        let Some(lease) = self.buffers.lease(&self.space, claim, 1)? else { return Ok(false) };
         lease.fill(0, &block);
         self.map_run(object, lba, lease.addr(), 1, Some(was))
     }
@@ -346,7 +374,8 @@ impl Engine {
                 self.flush()?;
             } else if unsynced >= UNSYNCED_BYTES / 2 {
                 self.wake();
-            } else if self.buffers.has_full() > 0 {
+            }
+            if self.buffers.has_full() > 0 {
                 self.hurry_buffers()?;
             }
             let gate = self.gate.read();

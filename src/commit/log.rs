@@ -282,6 +282,7 @@ impl Engine {
                 (object, tree)
             })
             .collect();
+        self.buffers.give_back(&self.space);
         self.space.freeze();
         let dirtied = self.dirtied.swap(0, Ordering::Relaxed);
         Frozen {
@@ -318,7 +319,8 @@ impl Engine {
         let fits = copies_blocks(blocks * (BLOCK_BYTES + 8) + 4096) + self.freeze_reserve() <= room;
         if small && fits && self.buffers.waiting_blocks() <= HOMELESS_BLOCKS {
             let addrs = data.flat_map(|c| c.block..c.block + c.len).map(BlockAddr::new);
-            inline = self.buffers.copies(addrs).unwrap_or_default();
+            inline =
+                addrs.map(|addr| self.buffered(addr)).collect::<Result<Option<_>>>()?.unwrap_or_default();
         }
         let mut flags = flags | if freezing { FLAG_FREEZE } else { 0 };
         if inline.is_empty() {
@@ -347,6 +349,12 @@ impl Engine {
         self.append(log, record)?;
         log.content = log.sequence;
         Ok(())
+    }
+
+    /// A copy of a block, for a record that carries it.
+    fn buffered(&self, addr: BlockAddr) -> Result<Option<(u64, Vec<u8>)>> {
+        let (page, index) = self.page_of(addr, 1)?;
+        Ok(self.buffers.read(&page, index, <[u8]>::to_vec).map(|bytes| (addr.raw(), bytes)))
     }
 
     fn checksums_of(&self, block: u64, len: u64, out: &mut Vec<u32>) -> Result<()> {

@@ -29,7 +29,8 @@ impl Drop for Pin<'_> {
     }
 }
 
-fn shard() -> usize {
+/// A small number of this thread's own, for whatever is kept per thread.
+pub(super) fn thread_shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static MINE: Cell<usize> = const { Cell::new(usize::MAX) });
     MINE.with(|mine| {
@@ -42,7 +43,7 @@ fn shard() -> usize {
 
 impl Pins {
     pub(crate) fn enter(&self) -> Pin<'_> {
-        let shard = &self.shards[shard()];
+        let shard = &self.shards[thread_shard()];
         loop {
             let epoch = self.epoch.load(Ordering::SeqCst);
             let count = &shard.inside[(epoch & 1) as usize];

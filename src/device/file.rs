@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,16 +15,23 @@ use super::Device;
 mod mmap;
 use mmap::ReadMap;
 
+/// Writes of at least this many bytes, aligned to [`DIRECT_ALIGN`] in memory and in the file, go past the page
+/// cache. Smaller ones are quicker through it: the next sync writes them together.
+const DIRECT_BYTES: usize = 256 << 10;
+const DIRECT_ALIGN: usize = 4096;
+
 /// Most buffers that one vectored call of the operating system takes (`IOV_MAX` on Linux).
 const MAX_VECTORS: usize = 1024;
 
 /// A pool in a regular file or on a block device.
 ///
 /// Reads are `pread` unless [`set_mmap_reads`](Self::set_mmap_reads) asks for a mapping; writes are always
-/// `pwrite`. Interrupted calls are repeated and short transfers continued, so that a call either moves every
+/// `pwrite`, with `O_DIRECT` when they are large and aligned and the file system offers it. Interrupted calls are repeated and short transfers continued, so that a call either moves every
 /// byte or fails.
 pub struct FileDevice {
     file: File,
+    /// The same file, opened past the page cache.
+    direct: Option<File>,
     /// Absolute, so that `sync_parent` finds the directory after a `chdir` too.
     path: PathBuf,
     read_only: bool,
@@ -61,7 +68,9 @@ impl FileDevice {
     }
 
     fn from_parts(file: File, path: PathBuf, read_only: bool, block_device: bool) -> Self {
-        Self { file, path, read_only, block_device, mmap_reads: AtomicBool::new(false), map: ReadMap::new() }
+        let direct = if read_only { None } else { open_direct(&file, &path) };
+        let mmap_reads = AtomicBool::new(false);
+        Self { file, direct, path, read_only, block_device, mmap_reads, map: ReadMap::new() }
     }
 
     /// The absolute path that was opened.
@@ -147,6 +156,18 @@ impl Device for FileDevice {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check_writable()?;
+        let aligned = |n: u64| n.is_multiple_of(DIRECT_ALIGN as u64);
+        if let Some(direct) = self.direct.as_ref().filter(|_| buf.len() >= DIRECT_BYTES)
+            && aligned(offset)
+            && aligned(buf.len() as u64)
+            && aligned(buf.as_ptr().addr() as u64)
+        {
+            match direct.write_all_at(buf, offset) {
+                // A device with other ideas of alignment, or a short write that left an odd rest.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+                other => return other,
+            }
+        }
         self.file.write_all_at(buf, offset)
     }
 
@@ -270,6 +291,15 @@ impl fmt::Debug for FileDevice {
             .field("block_device", &self.block_device)
             .finish_non_exhaustive()
     }
+}
+
+/// Opens `file` once more, past the page cache. `None` where that is not offered (tmpfs of old, FUSE).
+fn open_direct(file: &File, path: &Path) -> Option<File> {
+    let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    let direct = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
+    // Somebody may have put another file in its place meanwhile.
+    let (a, b) = (file.metadata().ok()?, direct.metadata().ok()?);
+    (a.dev() == b.dev() && a.ino() == b.ino()).then_some(direct)
 }
 
 /// Whether this is a block device; an error when it is neither that nor a regular file.
