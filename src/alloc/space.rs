@@ -429,10 +429,16 @@ impl Space {
     /// Checksums of the blocks of `chunk`.
     #[inline]
     pub(crate) fn checksums(&self, chunk: u64) -> Result<Arc<ChecksumPage>> {
-        if let Some(page) = self.store.page::<ChecksumPage>(crate::node::CHECKSUM_KEY | chunk, 0) {
-            return Ok(page);
+        match self.checksums_at_hand(chunk) {
+            Some(page) => Ok(page),
+            None => self.load_checksums(chunk),
         }
-        self.load_checksums(chunk)
+    }
+
+    /// As [`checksums`](Self::checksums), if that needs no reading.
+    #[inline]
+    pub(crate) fn checksums_at_hand(&self, chunk: u64) -> Option<Arc<ChecksumPage>> {
+        self.store.page::<ChecksumPage>(crate::node::CHECKSUM_KEY | chunk, 0)
     }
 
     fn load_checksums(&self, chunk: u64) -> Result<Arc<ChecksumPage>> {

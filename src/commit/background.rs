@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::engine::Engine;
+use super::pins::Tally;
 use crate::error::Result;
 
 /// Data without a sync that makes the background flush.
@@ -18,8 +19,8 @@ const LONG_NAP: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
 pub(super) struct Counters {
-    pub(super) reads: AtomicU64,
-    pub(super) writes: AtomicU64,
+    pub(super) reads: Tally,
+    pub(super) writes: Tally,
     pub(super) flushes: AtomicU64,
     pub(super) commits: AtomicU64,
     pub(super) syncs: AtomicU64,
@@ -86,8 +87,8 @@ impl Engine {
             (log.used, log.generation)
         };
         Stats {
-            reads: get(&c.reads),
-            writes: get(&c.writes),
+            reads: c.reads.sum(),
+            writes: c.writes.sum(),
             flushes: get(&c.flushes),
             commits: get(&c.commits),
             syncs: get(&c.syncs),

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::background::{Counters, Wake};
 use super::buffer::Buffers;
 use super::catalogue::{self, Catalogue, TABLE_ROOTS, object_key};
+use super::hot::Hot;
 use super::log::Log;
 use super::object::Object;
 use super::pins::Pins;
@@ -52,6 +53,7 @@ pub(crate) struct Engine {
     pub(super) gate: RwLock<()>,
     pub(super) pins: Pins,
     pub(super) buffers: Buffers,
+    pub(super) hot: Hot,
     pub(super) objects: Mutex<HashMap<ObjectId, Arc<Object>>>,
     /// Objects with changes that no record has.
     pub(super) dirty: Mutex<Vec<Arc<Object>>>,
@@ -174,7 +176,8 @@ impl Engine {
         chunks: u64,
         read_only: bool,
     ) -> Self {
-        // The cache's limit is shared: half for buffers, a quarter for clean nodes, a quarter for dirty ones.
+        // The cache's limit is shared: three eighths for buffers, a quarter for clean nodes, a quarter for dirty
+        // ones, an eighth for the table of hot blocks.
         let poisoned = Arc::new(AtomicBool::new(false));
         let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 4));
         let limit_blocks = superblock.limit_bytes.max(superblock.geometry.bytes_for(chunks)) / BLOCK_BYTES;
@@ -194,7 +197,8 @@ impl Engine {
             space,
             gate: RwLock::new(()),
             pins: Pins::default(),
-            buffers: Buffers::new(config.cache_bytes / 2),
+            buffers: Buffers::new(config.cache_bytes / 8 * 3),
+            hot: Hot::new(config.cache_bytes / 8),
             objects: Mutex::default(),
             dirty: Mutex::default(),
             changed: Mutex::default(),

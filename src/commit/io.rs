@@ -20,6 +20,9 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 /// background).
 const UNSYNCED_BYTES: u64 = 64 << 20;
 
+/// Blocks that are forgotten one by one when they change; beyond this the whole map is.
+const FORGET_BLOCKS: u64 = 1024;
+
 impl Engine {
     pub(crate) fn find(&self, object: &Object, lba: u64) -> Result<Found> {
         self.usable()?;
@@ -28,9 +31,17 @@ impl Engine {
     }
 
     fn find_pinned(&self, object: &Object, lba: u64) -> Result<Found> {
+        self.find_and(object, lba, |_| ())
+    }
+
+    /// Looks `lba` up and shows what was found to `note` while the map stands still.
+    fn find_and(&self, object: &Object, lba: u64, note: impl Fn(&Found)) -> Result<Found> {
         let mut held = Held::new();
         loop {
-            let found = extent::find(&object.map.read().tree, lba, &self.store, &held);
+            let found = {
+                let map = object.map.read();
+                extent::find(&map.tree, lba, &self.store, &held).inspect(&note)
+            };
             match found {
                 Ok(found) => return Ok(found),
                 // Fetched without the map's lock; the pin keeps the node from being reused meanwhile.
@@ -54,13 +65,23 @@ impl Engine {
     pub(crate) fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.usable()?;
         let _pin = self.pins.enter();
-        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        self.counters.reads.add(1);
+        if self.read_hot(object, offset, buf) {
+            return Ok(());
+        }
         let mut at = offset;
         let end = offset + buf.len() as u64;
+        // Of longer reads the lookup is the least part.
+        let one = offset / BLOCK_BYTES == end.saturating_sub(1) / BLOCK_BYTES;
         while at < end {
             let lba = at / BLOCK_BYTES;
             let out = &mut buf[(at - offset) as usize..];
-            let stop = match self.find_pinned(object, lba)? {
+            let found = self.find_and(object, lba, |found| {
+                if one {
+                    self.remember(object, lba, found);
+                }
+            });
+            let stop = match found? {
                 Found::Hole(next) => {
                     let stop = end.min(next.saturating_mul(BLOCK_BYTES));
                     out[..(stop - at) as usize].fill(0);
@@ -82,6 +103,38 @@ impl Engine {
             at = stop;
         }
         Ok(())
+    }
+
+    /// Reads from one block that was read lately. False when it was not, or is not what it was then: the long
+    /// way finds out what is wrong with it.
+    #[inline]
+    fn read_hot(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
+        let (lba, skip) = (offset / BLOCK_BYTES, (offset % BLOCK_BYTES) as usize);
+        if skip + buf.len() > BLOCK {
+            return false;
+        }
+        let Some((addr, crc)) = self.hot.get(object.state(), lba) else { return false };
+        let right = |block: &mut [u8]| {
+            self.device.read_at(block, addr.byte_offset()).is_ok() && block_crc(block) == crc
+        };
+        if buf.len() == BLOCK {
+            return right(buf);
+        }
+        let mut block = [0; BLOCK];
+        let right = right(&mut block);
+        buf.copy_from_slice(&block[skip..skip + buf.len()]);
+        right
+    }
+
+    /// Remembers where `lba` lies, if it is a block of data that the device has. The map stands still (H1).
+    fn remember(&self, object: &Object, lba: u64, found: &Found) {
+        if let Some(addr) = block_behind(*found, lba).map(BlockAddr::new)
+            && let Some((chunk, index)) = self.space.geometry.locate(addr)
+            && let Some(page) = self.space.checksums_at_hand(chunk)
+            && page.place(index) == 0
+        {
+            self.hot.put(object.state(), lba, addr, page.get(index));
+        }
     }
 
     /// Reads consecutive blocks from `skip` bytes into the first.
@@ -170,7 +223,7 @@ impl Engine {
         if data.is_empty() {
             return Ok(());
         }
-        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.counters.writes.add(1);
         let end = offset + data.len() as u64;
         let blocks = (end - 1) / BLOCK_BYTES - offset / BLOCK_BYTES + 1;
         // One block needs no claim where some are set aside.
@@ -290,6 +343,11 @@ impl Engine {
             self.dirty.lock().push(Arc::clone(object));
         }
         map.note(change, in_chunk);
+        if change.len <= FORGET_BLOCKS {
+            self.hot.forget(object.state(), change.lba, change.len);
+        } else {
+            object.renew();
+        }
         self.mark_changed(object, &mut map.changed);
     }
 

@@ -467,7 +467,7 @@ impl Engine {
 /// A transaction whose outcome is unknown has latched the pool, which from here on shows the state before it.
 fn take_back(undo: &[(Arc<Object>, Map)]) {
     for (object, tree) in undo.iter().rev() {
-        object.map.write().tree = tree.clone();
+        object.replace_map(&mut object.map.write(), tree.clone());
     }
 }
 

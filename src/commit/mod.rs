@@ -20,6 +20,7 @@ mod buffer;
 mod catalogue;
 mod checkpoint;
 mod engine;
+mod hot;
 mod io;
 mod log;
 mod object;

@@ -1,7 +1,10 @@
 //! An extent map in use: the runtime side of a volume or snapshot.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::RwLock;
 
+use super::hot;
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind};
 use crate::units::{MAX_RUN_BLOCKS, ObjectId};
@@ -16,6 +19,8 @@ impl std::fmt::Debug for Object {
 pub(crate) struct Object {
     pub(crate) id: ObjectId,
     pub(crate) map: RwLock<ObjectMap>,
+    /// Under what number the table of hot blocks knows the map; another one after it has changed as a whole.
+    state: AtomicU64,
 }
 
 pub(crate) struct ObjectMap {
@@ -28,7 +33,23 @@ pub(crate) struct ObjectMap {
 
 impl Object {
     pub(crate) fn new(id: ObjectId, tree: Map) -> Self {
-        Self { id, map: RwLock::new(ObjectMap { tree, pending: Vec::new(), changed: false }) }
+        let map = RwLock::new(ObjectMap { tree, pending: Vec::new(), changed: false });
+        Self { id, map, state: AtomicU64::new(hot::next_state()) }
+    }
+
+    pub(super) fn state(&self) -> u64 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    /// Whatever is known of the map's blocks is forgotten. The caller holds the map for writing.
+    pub(super) fn renew(&self) {
+        self.state.store(hot::next_state(), Ordering::Release);
+    }
+
+    /// Puts another map in the place of the present one.
+    pub(super) fn replace_map(&self, map: &mut ObjectMap, tree: Map) {
+        map.tree = tree;
+        self.renew();
     }
 
     /// The map as it is now; shares everything with the object's own.

@@ -29,6 +29,23 @@ impl Drop for Pin<'_> {
     }
 }
 
+/// A count to which many threads add and that is rarely read.
+#[derive(Default)]
+pub(super) struct Tally([Line; SHARDS]);
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+impl Tally {
+    pub(super) fn add(&self, n: u64) {
+        self.0[thread_shard()].0.fetch_add(n, Ordering::Relaxed);
+    }
+    pub(super) fn sum(&self) -> u64 {
+        self.0.iter().map(|line| line.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
 /// A small number of this thread's own, for whatever is kept per thread.
 pub(super) fn thread_shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);

@@ -182,7 +182,7 @@ impl Engine {
         }
         let object = self.object(id)?;
         let mut map = object.map.write();
-        map.tree = tree;
+        object.replace_map(&mut map, tree);
         self.mark_changed(&object, &mut map.changed);
         drop(map);
         self.objects.lock().entry(id).or_insert_with(|| Arc::clone(&object));
