@@ -56,7 +56,7 @@ pub(crate) struct Frame {
     fill: Mutex<Fill>,
     /// Slots below this do not change any more (F2).
     sealed: AtomicUsize,
-    /// Leased and not yet filled: such a frame is not written early.
+    /// Leased and not yet finished: such a frame is not written early.
     unfilled: AtomicUsize,
     /// The device has the slots below this.
     written: AtomicUsize,
@@ -148,16 +148,12 @@ pub(crate) struct Lease {
     blocks: usize,
     page: Arc<ChecksumPage>,
     index: usize,
-    filled: std::cell::Cell<usize>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // A writer that gave up leaves slots that nobody names; they may be written as they are.
-        let left = self.blocks - self.filled.get();
-        if left > 0 {
-            self.frame.unfilled.fetch_sub(left, Ordering::SeqCst);
-        }
+        self.frame.unfilled.fetch_sub(self.blocks, Ordering::SeqCst);
     }
 }
 
@@ -168,16 +164,18 @@ impl Lease {
     pub(crate) fn blocks(&self) -> u64 {
         self.blocks as u64
     }
-    /// Fills block `i` of the lease, sets its checksum, and says where it is (F1).
+    /// Fills block `i` of the lease, and says where it is (F1).
     pub(crate) fn fill(&self, i: usize, bytes: &[u8]) {
-        let crc = self.frame.slots.fill(self.slot + i, |slot| {
-            slot.copy_from_slice(bytes);
-            block_crc(slot)
-        });
-        self.page.set(self.index + i, crc);
+        self.frame.slots.fill(self.slot + i, |slot| slot.copy_from_slice(bytes));
         self.page.enter(self.index + i, self.frame.place(self.slot + i));
-        self.filled.set(self.filled.get() + 1);
-        self.frame.unfilled.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Sets the checksums of what has been filled, before the gate is left. Not while filling: the copy is on
+    /// its way to memory then, and the checksum would wait for it.
+    pub(crate) fn finish(self) {
+        for i in 0..self.blocks {
+            self.frame.slots.with(self.slot + i, |slot| self.page.set(self.index + i, block_crc(slot)));
+        }
     }
 }
 
@@ -287,7 +285,7 @@ impl Buffers {
         self.unsynced.fetch_add(n * BLOCK_BYTES, Ordering::Relaxed);
         let (addr, blocks, page) = (run.addr, n as usize, run.checksums);
         let frame = Arc::clone(frame);
-        Ok(Some(Lease { frame, slot, addr, blocks, page, index, filled: std::cell::Cell::new(0) }))
+        Ok(Some(Lease { frame, slot, addr, blocks, page, index }))
     }
 
     /// Gives blocks that are set aside back to the space (F4). With the gate held exclusively, or when space

@@ -288,6 +288,7 @@ impl Engine {
             }
             self.map_run(object, lba + (done / BLOCK) as u64, lease.addr(), lease.blocks(), None)?;
             done += lease.blocks() as usize * BLOCK;
+            lease.finish();
         }
         Ok(true)
     }
@@ -379,7 +380,9 @@ impl Engine {
         block[skip..skip + part.len()].copy_from_slice(part);
         let Some(lease) = self.buffers.lease(&self.space, claim, 1)? else { return Ok(false) };
         lease.fill(0, &block);
-        self.map_run(object, lba, lease.addr(), 1, Some(was))
+        let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was));
+        lease.finish();
+        mapped
     }
 
     /// Unmaps `from..to`, or maps it as zeroes.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{END, Extents, Map};
+use super::{END, Extents, Map, begun};
 use crate::error::Result;
 use crate::node::{Link, Node, Store};
 
@@ -167,7 +167,7 @@ impl<'a> Cursor<'a> {
     /// What the leaf at the end of the path says about `at`, and up to where.
     fn content(&mut self, at: u64) -> Result<(Content, u64)> {
         let Some((leaf, upper)) = self.last_node()? else { return Ok((Content::Hole, END)) };
-        let i = leaf.items.partition_point(|e| e.lba <= at);
+        let i = begun(&leaf.items, at);
         if let Some(e) = i.checked_sub(1).map(|i| leaf.items[i]).filter(|e| at < e.end()) {
             let content = e.block().map_or(Content::Zero, |block| Content::Data(block + (at - e.lba)));
             return Ok((content, e.end().min(upper)));
