@@ -14,6 +14,8 @@
 //!   fetches the node without locks held and tries again.
 
 mod store;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub(crate) use store::{CHECKSUM_KEY, Held, Store};

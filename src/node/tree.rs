@@ -1,4 +1,10 @@
 //! Copy-on-write trees, whatever they map.
+//!
+//! - T1 The key of a child is its lower bound, the key of the next child its upper one: every key below it lies
+//!   between, and so does everything an item reaches over. The first child of a node may begin anywhere from
+//!   the bound of the node itself on; no child has a key below that.
+//! - T2 A child's weight is that of the node behind it.
+//! - T3 No node is empty, all leaves are on one level, and every node fits its block.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -363,9 +369,9 @@ impl<K: Kind> Tree<K> {
         let (head, tail) = node.kids.split_at_mut(i + 1);
         let kid = &mut head[i];
         let upper = tail.first().map(|k| &k.key).or(upper);
-        let (result, change, outcome) = Self::edit_in(cx, &mut kid.link, key, upper, f)?;
+        let (result, change, _) = Self::edit_in(cx, &mut kid.link, key, upper, f)?;
         kid.weight = kid.weight.saturating_add_signed(change);
-        node.mend(cx, i, outcome, key);
+        node.mend(cx, i, key);
         Ok((result, change, node.state()))
     }
 
@@ -396,51 +402,32 @@ impl<K: Kind> Tree<K> {
         }
         let first = node.child_for(from);
         let last = node.kids.partition_point(|k| k.key < *to).saturating_sub(1).max(first);
+        let bound = node.kids.get(last + 1).map(|k| k.key.clone()).or_else(|| upper.cloned());
         if first == last {
-            let upper = node.kids.get(first + 1).map(|k| k.key.clone()).or_else(|| upper.cloned());
-            let kid = &mut node.kids[first];
-            let (removed, outcome) = Self::cut_in(cx, &mut kid.link, from, to, upper.as_ref())?;
-            kid.weight -= removed.min(kid.weight);
-            node.mend(cx, first, outcome, from);
+            let removed = node.cut_kid(cx, first, from, to, bound.as_ref())?;
+            node.mend(cx, first, from);
             return Ok((removed, node.state()));
         }
-        let mut removed = 0;
-        // The right edge: gone as a whole when its upper bound is within the range.
-        let mut keep_from = last;
-        let bound = node.kids.get(last + 1).map(|k| k.key.clone()).or_else(|| upper.cloned());
-        if bound.as_ref().is_some_and(|b| b <= to) {
-            removed += node.kids[last].weight;
-            keep_from = last + 1;
-        } else {
-            let kid = &mut node.kids[last];
-            let (n, outcome) = Self::cut_in(cx, &mut kid.link, from, to, bound.as_ref())?;
-            kid.weight -= n.min(kid.weight);
-            removed += n;
-            if kid.key < *to {
-                kid.key = to.clone();
-            }
-            node.mend(cx, last, outcome, to);
-            if node.kids.get(last).is_none() {
-                keep_from = last;
-            }
+        let before = node.weight();
+        // A child at an edge stays if some of its range does.
+        let left = *from > node.kids[first].key;
+        let right = bound.as_ref().is_none_or(|b| b > to);
+        if right {
+            node.cut_kid(cx, last, from, to, bound.as_ref())?;
         }
-        let mut keep_to = first + 1;
-        let whole = *from <= node.kids[first].key;
-        if whole {
-            keep_to = first;
+        if left {
+            let bound = node.kids[first + 1].key.clone();
+            node.cut_kid(cx, first, from, to, Some(&bound))?;
         }
-        let keep_from = keep_from.min(node.kids.len());
-        for kid in &node.kids[keep_to..keep_from] {
-            removed += kid.weight;
+        node.kids.drain(first + usize::from(left)..last + usize::from(!right));
+        let removed = before.saturating_sub(node.weight());
+        // Only now, when what goes is gone: an edge may be joined with a neighbour. The right one first, so that
+        // the left one is still where it was.
+        if right {
+            node.mend(cx, first + usize::from(left), to);
         }
-        node.kids.drain(keep_to..keep_from);
-        if !whole {
-            let upper = Some(to.clone());
-            let kid = &mut node.kids[first];
-            let (n, outcome) = Self::cut_in(cx, &mut kid.link, from, to, upper.as_ref())?;
-            kid.weight -= n.min(kid.weight);
-            removed += n;
-            node.mend(cx, first, outcome, from);
+        if left {
+            node.mend(cx, first, from);
         }
         Ok((removed, node.state()))
     }
@@ -577,9 +564,31 @@ impl<K: Kind> Node<K> {
         }
     }
 
+    /// Cuts `from..to` out of child `i`, which ends at `upper`. Returns the weight removed.
+    fn cut_kid(
+        &mut self,
+        cx: &Cx<'_, K>,
+        i: usize,
+        from: &K::Key,
+        to: &K::Key,
+        upper: Option<&K::Key>,
+    ) -> Result<u64, Miss> {
+        let kid = &mut self.kids[i];
+        let (removed, _) = Tree::cut_in(cx, &mut kid.link, from, to, upper)?;
+        // A weight that came from a damaged disk may be anything.
+        kid.weight = kid.weight.saturating_sub(removed);
+        // Where the beginning of the range has gone, so has what kept the bound low; at every level, or the
+        // bounds within the child would reach below its own (T1).
+        if *from <= kid.key && kid.key < *to {
+            kid.key = to.clone();
+        }
+        Ok(removed)
+    }
+
     /// Puts child `i` right after an edit below it.
-    fn mend(&mut self, cx: &Cx<'_, K>, i: usize, outcome: Outcome, key: &K::Key) {
-        match outcome {
+    fn mend(&mut self, cx: &Cx<'_, K>, i: usize, key: &K::Key) {
+        let Link::Mem(kid) = &self.kids[i].link else { return };
+        match kid.state() {
             Outcome::Empty => {
                 self.kids.remove(i);
             }
