@@ -122,3 +122,28 @@ ahead! {
     N17_N10_SNAPSHOT, "N10, snapshot", 1.0, value;
     N17_N10_ROLLBACK, "N10, rollback", 1.0, value;
 }
+
+pub(crate) static N12_SEQUENTIAL: Row =
+    row("N12", "metadata of one GiB mapped in sequence", "MiB", Better::Less).bounds(&[value(1.6, 1.2)]);
+pub(crate) static N12_RANDOM: Row =
+    row("N12", "metadata of one GiB mapped in random blocks", "MiB", Better::Less).bounds(&[value(8.0, 6.5)]);
+pub(crate) static N13_RANDOM: Row =
+    row("N13", "open after a clean close", "ms", Better::Less).bounds(&[value(1.0, 0.2)]);
+pub(crate) static N13: Row =
+    row("N13", "open after a clean close", "ms", Better::Less).bounds(&[value(5.0, 0.2)]);
+pub(crate) static N13_CRASH: Row =
+    row("N13", "open after a crash", "ms", Better::Less).bounds(&[value(200.0, 50.0)]);
+pub(crate) static N14: Row =
+    row("N14", "memory beyond the cache at work", "MiB", Better::Less).bounds(&[value(16.0, 8.0)]);
+pub(crate) static N14_OPEN: Row = row("N14", "memory after opening", "MiB", Better::Less);
+pub(crate) static N18_OPEN: Row = row("N18", "8 MiB cache: open", "ms", Better::Less);
+pub(crate) static N18_MEMORY: Row =
+    row("N18", "8 MiB cache: memory beyond it", "MiB", Better::Less).bounds(&[value(16.0, 8.0)]);
+pub(crate) static N18_READ: Row = ops("N18", "8 MiB cache: random read");
+pub(crate) static N18_READS: Row =
+    row("N18", "8 MiB cache: device reads of a cold read", "reads", Better::Less).bounds(&[value(3.0, 3.0)]);
+pub(crate) static N18_WRITE: Row = ops("N18", "8 MiB cache: random overwrite and one flush");
+pub(crate) static N18_P99: Row =
+    row("N18", "8 MiB cache: p99 of a write during a checkpoint", "us", Better::Less);
+pub(crate) static CHECKPOINT: Row = row("-", "checkpoint after 1,000 random overwrites", "ms", Better::Less);
+pub(crate) static CHECKPOINT_BYTES: Row = row("-", "what that checkpoint writes", "MiB", Better::Less);

@@ -9,14 +9,18 @@
 //! standard output, and with a chart into `target/versus`.
 
 mod best_peer;
+mod child;
 mod design;
+mod device;
 mod engine;
 mod floor;
 mod memory;
 mod peers;
 mod phases;
 mod plan;
+mod pools;
 mod rows;
+mod scale;
 mod stamp;
 mod store;
 mod table;
@@ -27,11 +31,17 @@ use table::Report;
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 fn main() -> Result<()> {
+    if let Some(task) = child::task()? {
+        return child::work(&task);
+    }
     let Some(plan) = Plan::from_args()? else { return Ok(()) };
     let mut report = Report::default();
     if plan.includes(Part::Core) {
         rows::run(&plan, &mut report)?;
         best_peer::compare(&mut report);
+    }
+    if plan.includes(Part::Scale) {
+        scale::run(&plan, &mut report)?;
     }
     if plan.quick {
         report.note("a quick run: small volumes and short phases, good for seeing that everything works");
