@@ -147,3 +147,50 @@ pub(crate) static N18_P99: Row =
     row("N18", "8 MiB cache: p99 of a write during a checkpoint", "us", Better::Less);
 pub(crate) static CHECKPOINT: Row = row("-", "checkpoint after 1,000 random overwrites", "ms", Better::Less);
 pub(crate) static CHECKPOINT_BYTES: Row = row("-", "what that checkpoint writes", "MiB", Better::Less);
+
+pub(crate) static N7: Row =
+    ops("N7", "random 4 KiB hot read").against("no snapshot").bounds(&[ratio(0.95, 1.0)]);
+pub(crate) static N10_CLONE: Row =
+    row("N10", "clone, durable", "us", Better::Less).against("durable write").bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N10_SIZES: Row =
+    row("N10", "largest size over smallest", "x", Better::Less).bounds(&[value(1.2, 1.0)]);
+pub(crate) static N11_RETURNS: Row =
+    row("N11", "delete of a snapshot, durable and returned", "us", Better::Less)
+        .against("durable write")
+        .bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N11_RECLAIM: Row =
+    row("N11", "delete and reclaim of a contiguous volume", "GiB/s", Better::More)
+        .bounds(&[value(5.0, 20.0)]);
+pub(crate) static N11_ENTRIES: Row =
+    row("N11", "leaf entries looked at by a reclaim", "/s", Better::More).bounds(&[value(50e6, 50e6)]);
+pub(crate) static N16: Row = row("N16", "clone and attach of a base image", "us", Better::Less)
+    .against("durable write")
+    .bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N16_SPACE: Row =
+    row("N16", "space of an untouched clone", "KiB", Better::Less).bounds(&[value(8.0, 8.0)]);
+
+pub(crate) static N9: Row =
+    ops("N9", "aged pool: random overwrites and one flush").against(RAW).bounds(&[ratio(1.0, 1.5)]);
+pub(crate) static N9_MEAN: Row = row("N9", "aged pool: mean run written at once", "KiB", Better::More);
+pub(crate) static N9_LONGEST: Row = row("N9", "aged pool: longest run written at once", "KiB", Better::More);
+
+const fn threads(what: &'static str) -> Row {
+    const BOUNDS: &[Bound] = &[ratio(1.0, 1.7)];
+    ops("-", what).against("1 thread").bounds(BOUNDS)
+}
+
+pub(crate) static THREADS_READ: Row = threads("threads: random 4 KiB hot reads");
+pub(crate) static THREADS_WRITE: Row = threads("threads: random writes and one flush each");
+pub(crate) static THREADS_FLUSH_32: Row = threads("threads: 32 writes and a flush, repeated");
+pub(crate) static THREADS_FLUSH: Row = threads("threads: one write and a flush, repeated");
+
+const fn latency(what: &'static str) -> Row {
+    row("-", what, "us", Better::Less)
+}
+
+pub(crate) static WRITE_P50: Row = latency("4 KiB write, p50");
+pub(crate) static WRITE_P99: Row = latency("4 KiB write, p99");
+pub(crate) static WRITE_P999: Row = latency("4 KiB write, p99.9");
+pub(crate) static FLUSH_P50: Row = latency("flush of 32 writes, p50");
+pub(crate) static FLUSH_P99: Row = latency("flush of 32 writes, p99");
+pub(crate) static FLUSH_P999: Row = latency("flush of 32 writes, p99.9");

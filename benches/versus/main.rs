@@ -8,13 +8,18 @@
 //! rotates; only ratios within a round are compared. What was read is verified in every round. One table goes to
 //! standard output, and with a chart into `target/versus`.
 
+mod ageing;
 mod best_peer;
+mod calls;
+mod chart;
 mod child;
 mod design;
 mod device;
 mod engine;
 mod floor;
+mod latency;
 mod memory;
+mod meter;
 mod peers;
 mod phases;
 mod plan;
@@ -24,6 +29,7 @@ mod scale;
 mod stamp;
 mod store;
 mod table;
+mod threads;
 
 use plan::{Part, Plan};
 use table::Report;
@@ -39,6 +45,12 @@ fn main() -> Result<()> {
     if plan.includes(Part::Core) {
         rows::run(&plan, &mut report)?;
         best_peer::compare(&mut report);
+        calls::run(&plan, &mut report)?;
+    }
+    let aged = if plan.includes(Part::Ageing) { ageing::run(&plan, &mut report)? } else { Vec::new() };
+    if plan.includes(Part::Threads) {
+        threads::run(&plan, &mut report)?;
+        latency::run(&plan, &mut report)?;
     }
     if plan.includes(Part::Scale) {
         scale::run(&plan, &mut report)?;
@@ -49,6 +61,8 @@ fn main() -> Result<()> {
     report.print(&mut std::io::stdout().lock())?;
     let results = plan.results()?;
     report.write_json(&results.join("versus.json"))?;
+    chart::ratios(&report, &results.join("versus.svg"))?;
+    chart::ageing(&aged, &results.join("ageing.svg"))?;
     plan.say(&format!("written to {}", results.display()));
     Ok(())
 }

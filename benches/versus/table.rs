@@ -81,9 +81,13 @@ impl Report {
         self.notes.push(note.into());
     }
 
+    pub(crate) fn find(&self, row: &'static Row, variant: &str, contender: &str) -> Option<&Series> {
+        self.series.iter().find(|s| s.is(row, variant, contender))
+    }
+
     /// The value of a contender in a round.
     pub(crate) fn value(&self, row: &'static Row, contender: &str, round: u32) -> Option<f64> {
-        let series = self.series.iter().find(|s| s.is(row, "", contender))?;
+        let series = self.find(row, "", contender)?;
         series.samples.iter().rev().find(|s| s.round == round).map(|s| s.value)
     }
 
