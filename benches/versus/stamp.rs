@@ -131,7 +131,11 @@ impl Ledger {
         if (word(block, 0), word(block, 8), word(block, 16)) == wanted {
             return Ok(());
         }
-        Err(format!("block {lba} is not version {}", wanted.2).into())
+        let found = match recognise(block) {
+            Some((lba, version)) => format!("block {lba} in version {version}"),
+            None => "foreign bytes".to_owned(),
+        };
+        Err(format!("block {lba} in version {} was to be read, it is {found}", wanted.2).into())
     }
 
     /// Whether every byte of a block that was read is right.
