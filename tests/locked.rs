@@ -48,6 +48,29 @@ fn second_open_in_this_process_is_locked_until_the_first_is_closed() {
     assert_eq!(names, ["pool"], "no second file appears beside the pool");
 }
 
+/// A program that spawns others must be able to close a pool and open it again: a child has copies of all
+/// descriptors until its `exec`, and must not keep the lock.
+#[test]
+fn children_being_spawned_do_not_keep_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pool");
+    Pool::create(&path, options()).unwrap().close().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        for _ in 0..200 {
+            let opened = Pool::open(&path, OpenOptions::new());
+            done.store(opened.is_err(), std::sync::atomic::Ordering::Relaxed);
+            opened.unwrap().close().unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn second_open_of_memory_is_locked() {
     let memory = MemoryDevice::new();

@@ -28,6 +28,12 @@ impl Bits {
         }
         this
     }
+    /// The blocks whose count is not zero.
+    pub(crate) fn used_in(counts: &Counts) -> Self {
+        let mut this = Self::first(counts.blocks());
+        this.subtract(&Self::free_in(counts));
+        this
+    }
     pub(crate) fn get(&self, i: usize) -> bool {
         self.0[i]
     }

@@ -25,10 +25,12 @@ struct Work {
     /// Free in the durable checkpoint and not acquired by this one: what metadata may take (A1).
     base_free: Bits,
     dirty: bool,
+    /// Some block came to zero.
+    freed: bool,
     /// The checksum page, when this checkpoint has to write it.
     checksums: Option<Arc<ChecksumPage>>,
     closed: bool,
-    counts_at: Option<BlockAddr>,
+    counts_at: Option<(BlockAddr, BlockAddr)>,
     checksums_at: Option<BlockAddr>,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Ledger<'a> {
                     counts,
                     base_free,
                     dirty: false,
+                    freed: false,
                     checksums: None,
                     closed: false,
                     counts_at: None,
@@ -148,6 +151,7 @@ impl<'a> Ledger<'a> {
             w.counts.set(i, new);
             zeroed += u64::from(new == 0);
         }
+        w.freed |= zeroed > 0;
         Ok(zeroed)
     }
 
@@ -354,23 +358,34 @@ impl<'a> Ledger<'a> {
 
     /// Gives up the old pages of a chunk and finds places for the new ones.
     fn close_chunk(&mut self, chunk: u64) -> Result<()> {
+        let space = self.space;
         let w = self.work(chunk)?;
         w.closed = true;
         let old = w.old;
         let free = w.kind == ChunkKind::Free;
+        if w.freed && w.kind == ChunkKind::Data && !free && w.checksums.is_none() {
+            // The checksums of what is free now go to zero (A7). A page beyond repair stays as it is.
+            w.checksums = match space.checksums(chunk) {
+                Ok(page) => Some(page),
+                Err(Error::Corrupt(_)) => None,
+                Err(e) => return Err(e),
+            };
+        }
         // Counts of metadata chunks may still change while the set is closed: they always get a page.
         let wants_counts = !free && w.dirty && (w.kind == ChunkKind::Meta || w.counts.is_uniform().is_none());
         let counts_change = w.dirty;
         let wants_checksums = !free && w.checksums.is_some();
-        if counts_change && let Some(page) = old.counts {
-            self.add(page.addr, 1, -1, ChunkKind::Meta)?;
+        if counts_change {
+            for at in old.counts.iter().flat_map(PageRef::copies) {
+                self.add(at, 1, -1, ChunkKind::Meta)?;
+            }
         }
         if (free || wants_checksums)
             && let Some(page) = old.checksums
         {
             self.add(page.addr, 1, -1, ChunkKind::Meta)?;
         }
-        let counts_at = if wants_counts { Some(self.take(1)?) } else { None };
+        let counts_at = if wants_counts { Some((self.take(1)?, self.take(1)?)) } else { None };
         let checksums_at = if wants_checksums { Some(self.take(1)?) } else { None };
         let w = self.work(chunk)?;
         w.counts_at = counts_at;
@@ -395,14 +410,15 @@ impl<'a> Ledger<'a> {
                 e.width = 0;
                 e.uniform = 0;
                 match w.counts_at {
-                    Some(addr) => {
+                    Some((addr, twin)) => {
                         let mut page = Box::new([0; BLOCK]);
                         w.counts.encode(&mut page);
                         let sum = page_sum(&page[..], &uuid, BlockKind::Counts, addr);
-                        e.counts = Some(PageRef { addr, sum });
+                        e.counts = Some(PageRef { addr, twin: Some(twin), sum });
                         e.width = w.counts.width();
                         let bytes = w.counts.memory_bytes();
                         self.space.store.keep(addr.raw(), sum, bytes, Arc::new(w.counts.clone()));
+                        writes.push((twin, page.clone()));
                         writes.push((addr, page));
                     }
                     None => e.uniform = w.counts.get(0),
@@ -410,9 +426,9 @@ impl<'a> Ledger<'a> {
             }
             if let (Some(addr), Some(checksums)) = (w.checksums_at, &w.checksums) {
                 let mut page = Box::new([0; BLOCK]);
-                checksums.encode(&mut page);
+                checksums.encode(&w.counts, &mut page);
                 let sum = page_sum(&page[..], &uuid, BlockKind::Checksums, addr);
-                e.checksums = Some(PageRef { addr, sum });
+                e.checksums = Some(PageRef { addr, twin: None, sum });
                 writes.push((addr, page));
             }
             entries.insert(*chunk, e);

@@ -11,6 +11,8 @@
 //! - A5 Data may open a free chunk only while enough free space for the metadata reserve remains (P7).
 //! - A6 The checksum of a block is set before any map names the block, and not changed while one does,
 //!   except by its only writer while its buffer is open.
+//! - A7 On the medium, the checksum of a block whose count is zero is zero. So a checksum page is a function
+//!   of the counts and the data, and a damaged one can be computed again, proved by its own checksum.
 
 mod bits;
 mod index;

@@ -10,14 +10,15 @@ use serde::Serialize;
 use super::Bits;
 use super::index::{self, Want};
 use crate::error::{Corruption, Error, Result};
-use crate::format::chunk::{ChunkEntry, ChunkKind, Counts};
+use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
 use crate::format::superblock::Totals;
-use crate::format::{BlockKind, NodeRef, page_sum};
+use crate::format::{BlockKind, NodeRef, block_crc, page_sum};
 use crate::node::Store;
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, Geometry, MAX_RUN_BLOCKS};
 
-/// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries.
+/// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries in memory,
+/// and zero on the medium (A7).
 pub(crate) struct ChecksumPage([AtomicU32; MAX_RUN_BLOCKS as usize]);
 
 impl ChecksumPage {
@@ -31,9 +32,12 @@ impl ChecksumPage {
         }
         this
     }
-    pub(crate) fn encode(&self, page: &mut [u8; BLOCK]) {
-        for (slot, bytes) in self.0.iter().zip(page.chunks_exact_mut(4)) {
-            bytes.copy_from_slice(&slot.load(Ordering::Relaxed).to_le_bytes());
+    /// The page of a checkpoint in which the blocks have these counts.
+    pub(crate) fn encode(&self, counts: &Counts, page: &mut [u8; BLOCK]) {
+        for (i, bytes) in page.chunks_exact_mut(4).enumerate() {
+            let counted = i < counts.blocks() && counts.get(i) > 0;
+            let crc = if counted { self.get(i) } else { 0 };
+            bytes.copy_from_slice(&crc.to_le_bytes());
         }
     }
     #[inline]
@@ -45,6 +49,11 @@ impl ChecksumPage {
         self.0[i].store(crc, Ordering::Release);
     }
 }
+
+/// Blocks read at once when a checksum page is computed from the data.
+const REBUILD_BLOCKS: usize = 64;
+/// Damaged checksum pages that one checkpoint writes anew.
+const HEALED_CHUNKS: usize = 64;
 
 /// The index of the last durable checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +104,8 @@ struct State {
     /// Chunks whose pages are damaged, and their free blocks: not offered.
     damaged: BTreeSet<u64>,
     lost: u64,
+    /// Chunks whose checksum page had to be computed again: the next checkpoint writes it.
+    rebuilt: BTreeSet<u64>,
 }
 
 /// Blocks of the pool by use.
@@ -164,10 +175,10 @@ impl Space {
         }
     }
 
-    /// Chunks that metadata may still need (A5): all nodes that may be dirty, twice, a count and a checksum
-    /// page for every chunk that can be touched, and the index above them.
+    /// Blocks that metadata may still need (A5): all nodes that may be dirty, twice, two count pages and a
+    /// checksum page for every chunk that can be touched, and the index above them.
     pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
-        2 * self.dirty_limit + 2 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
+        2 * self.dirty_limit + 3 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
     }
 
     /// Whether what is left for metadata is less than so many quarters of the reserve. Data stops at six, calls
@@ -296,18 +307,70 @@ impl Space {
         Ok(counts)
     }
 
-    pub(crate) fn read_page(
+    /// Reads a page: either copy whose checksum is right.
+    pub(crate) fn read_page(&self, page: PageRef, kind: BlockKind) -> Result<Box<[u8; BLOCK]>> {
+        let first = match self.read_copy(page, page.addr, kind) {
+            Ok(bytes) => return Ok(bytes),
+            Err(e) => e,
+        };
+        let Some(Ok(bytes)) = page.twin.map(|twin| self.read_copy(page, twin, kind)) else {
+            return Err(first);
+        };
+        self.store.second_copies.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Reads the copy of a page that lies at `at`.
+    pub(crate) fn read_copy(
         &self,
-        page: crate::format::chunk::PageRef,
+        page: PageRef,
+        at: BlockAddr,
         kind: BlockKind,
     ) -> Result<Box<[u8; BLOCK]>> {
-        let bytes = self.store.read_block(page.addr, kind.name())?;
+        let bytes = self.store.read_block(at, kind.name())?;
         let sum = page_sum(&bytes[..], &self.store.uuid, kind, page.addr);
         if sum != page.sum {
             let (want, got) = (format!("{:#x}", page.sum), format!("{sum:#x}"));
-            return Err(Corruption::new(kind.name(), page.addr.raw(), "checksum", want, got).into());
+            return Err(Corruption::new(kind.name(), at.raw(), "checksum", want, got).into());
         }
         Ok(bytes)
+    }
+
+    /// The checksums of a chunk as the durable checkpoint has them; computed from the data where their page
+    /// is damaged, which the next checkpoint then writes anew.
+    pub(crate) fn stored_checksums(&self, chunk: u64, e: &ChunkEntry) -> Result<ChecksumPage> {
+        let Some(page) = e.checksums else { return Ok(ChecksumPage::zeroed()) };
+        let damage = match self.read_page(page, BlockKind::Checksums) {
+            Ok(bytes) => return Ok(ChecksumPage::decode(&bytes)),
+            Err(e) => e,
+        };
+        let built = self.rebuild_checksums(chunk, e, page).ok_or(damage)?;
+        self.state.lock().rebuilt.insert(chunk);
+        Ok(built)
+    }
+
+    /// Computes a checksum page from the data that it is about. The page's own checksum tells whether all of
+    /// that data is what it was (A7); if it is not, there is no telling which block is wrong.
+    fn rebuild_checksums(&self, chunk: u64, e: &ChunkEntry, page: PageRef) -> Option<ChecksumPage> {
+        let counts = self.counts_of(e).ok()?;
+        let start = self.geometry.chunk_start(chunk);
+        let built = ChecksumPage::zeroed();
+        let mut buf = vec![0; REBUILD_BLOCKS * BLOCK];
+        for (at, len) in Bits::used_in(&counts).runs() {
+            for at in (at..at + len).step_by(REBUILD_BLOCKS).map(|i| i..(i + REBUILD_BLOCKS).min(at + len)) {
+                let data = &mut buf[..at.len() * BLOCK];
+                self.store.device.read_at(data, (start + at.start as u64).byte_offset()).ok()?;
+                at.zip(data.chunks_exact(BLOCK)).for_each(|(i, block)| built.set(i, block_crc(block)));
+            }
+        }
+        let mut bytes = [0; BLOCK];
+        built.encode(&counts, &mut bytes);
+        let sum = page_sum(&bytes, &self.store.uuid, BlockKind::Checksums, page.addr);
+        (sum == page.sum).then(|| {
+            self.store.rebuilt_pages.fetch_add(1, Ordering::Relaxed);
+            event!(chunk, "checksum page computed from the data");
+            built
+        })
     }
 
     /// Checksums of the blocks of `chunk`.
@@ -324,10 +387,7 @@ impl Space {
             return Ok(Arc::clone(&t.checksums));
         }
         let e = self.entry(chunk)?;
-        let page = match e.checksums {
-            Some(page) => Arc::new(ChecksumPage::decode(&*self.read_page(page, BlockKind::Checksums)?)),
-            None => Arc::new(ChecksumPage::zeroed()),
-        };
+        let page = Arc::new(self.stored_checksums(chunk, &e)?);
         // Under the lock: whoever touches the chunk and whoever reads it must share one page.
         let s = self.state.lock();
         let page = match s.touched.get(&chunk) {
@@ -553,11 +613,19 @@ impl Space {
         }
     }
 
-    /// Data chunks with blocks taken before the freeze, with their checksums.
+    /// Data chunks with blocks taken before the freeze, with their checksums; and some of those whose page
+    /// needs to be written anew.
     pub(crate) fn frozen_chunks(&self) -> Vec<(u64, Arc<ChecksumPage>)> {
-        let s = self.state.lock();
-        let frozen = s.touched.iter().filter(|(_, t)| !t.frozen.is_empty());
-        frozen.map(|(c, t)| (*c, Arc::clone(&t.checksums))).collect()
+        let (mut chunks, healed): (Vec<_>, Vec<_>) = {
+            let mut s = self.state.lock();
+            let frozen = s.touched.iter().filter(|(_, t)| !t.frozen.is_empty());
+            let chunks = frozen.map(|(c, t)| (*c, Arc::clone(&t.checksums))).collect();
+            let healed = (0..HEALED_CHUNKS).map_while(|_| s.rebuilt.pop_first()).collect();
+            (chunks, healed)
+        };
+        // What is beyond repair by now stays as it is.
+        chunks.extend(healed.into_iter().filter_map(|c| self.checksums(c).ok().map(|page| (c, page))));
+        chunks
     }
 
     /// A free chunk for metadata, from the reserve too.

@@ -115,7 +115,7 @@ pub(super) fn compare(
             findings.add(FindingKind::Overlap, c, found.len() as u64);
         }
         checksums(rest, entry, number, start, found.len() as u64, findings, suspects);
-        match counts_of(rest, entry, found.len()) {
+        match counts_of(rest, entry, found.len(), findings) {
             Ok(counts) => {
                 summary(entry, &counts, start, findings);
                 differences(&counts, found, start, findings);
@@ -129,10 +129,23 @@ pub(super) fn compare(
     out
 }
 
-/// Read past the cache: the page on the medium is the question.
-fn counts_of(rest: &Rest<'_>, entry: &ChunkEntry, blocks: usize) -> Result<Counts> {
+/// Read past the cache: the copies on the medium are the question.
+fn counts_of(rest: &Rest<'_>, entry: &ChunkEntry, blocks: usize, findings: &mut Findings) -> Result<Counts> {
     let Some(page) = entry.counts else { return Ok(Counts::uniform(blocks, entry.uniform)) };
-    let bytes = rest.space.read_page(page, BlockKind::Counts)?;
+    let copy = |at| rest.space.read_copy(page, at, BlockKind::Counts);
+    let (first, second) = (copy(page.addr), page.twin.map(copy));
+    let bytes = match (first, second) {
+        (Ok(bytes), Some(Err(e))) => {
+            let at = page.twin.unwrap_or(page.addr);
+            findings.add(FindingKind::BadCopy, located(e, "count page", at.raw()), 1);
+            bytes
+        }
+        (Err(e), Some(Ok(bytes))) => {
+            findings.add(FindingKind::BadCopy, located(e, "count page", page.addr.raw()), 1);
+            bytes
+        }
+        (first, _) => first?,
+    };
     Ok(Counts::decode(&bytes, entry.width, blocks, page.addr)?)
 }
 
@@ -173,10 +186,15 @@ fn checksums(
     suspects: &mut Suspects,
 ) {
     let fault = match (entry.kind, entry.checksums) {
-        (ChunkKind::Data, Some(page)) => match rest.space.read_page(page, BlockKind::Checksums) {
-            Ok(_) => return,
-            Err(e) => located(e, "checksum page", page.addr.raw()),
-        },
+        (ChunkKind::Data, Some(page)) => {
+            let Err(e) = rest.space.read_page(page, BlockKind::Checksums) else { return };
+            let damage = located(e, "checksum page", page.addr.raw());
+            if rest.space.stored_checksums(number, entry).is_ok() {
+                findings.add(FindingKind::RebuiltChecksumPage, damage, 1);
+                return;
+            }
+            damage
+        }
         (ChunkKind::Data, None) if u64::from(entry.free) < blocks => {
             Corruption::new("chunk", start.raw(), "checksum page", "one", format!("none for chunk {number}"))
         }

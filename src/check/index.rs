@@ -5,7 +5,7 @@ use super::structure::Walk;
 use crate::alloc::IndexNode;
 use crate::error::Corruption;
 use crate::format::chunk::FANOUT;
-use crate::format::chunk::{ChunkKind, IndexEntry};
+use crate::format::chunk::{ChunkKind, IndexEntry, PageRef};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeRef};
 
@@ -63,11 +63,11 @@ impl Walk<'_, '_> {
                         let c = Corruption::new(by, r.a.raw(), "chunk in use", want, chunk);
                         self.findings.add(FindingKind::BadReference, c, 0);
                     }
-                    if let Some(page) = e.counts {
-                        self.page(page.addr, BlockKind::Counts.name(), chunk);
+                    for (twin, at) in (0..).zip(e.counts.iter().flat_map(PageRef::copies)) {
+                        self.page(at, BlockKind::Counts.name(), chunk << 1 | twin);
                     }
                     if let Some(page) = e.checksums {
-                        self.page(page.addr, BlockKind::Checksums.name(), chunk);
+                        self.page(page.addr, BlockKind::Checksums.name(), chunk << 1);
                     }
                     self.window.set_entry(chunk, *e);
                 }

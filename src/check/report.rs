@@ -28,8 +28,11 @@ pub enum FindingKind {
     BadSummary,
     /// The reference counts of a chunk cannot be read.
     BadCountPage,
-    /// The checksums of a chunk cannot be read: its data cannot be told from damage.
+    /// The checksums of a chunk cannot be read, and its data is not what they were made of: which of its
+    /// blocks are sound cannot be told, so none is returned.
     BadChecksumPage,
+    /// The checksums of a chunk cannot be read; they are computed from its data, which is all sound.
+    RebuiltChecksumPage,
     /// A record in the catalogue does not say what its table requires.
     BadRecord,
     /// A block is named more or less often than its count says.

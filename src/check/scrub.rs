@@ -7,8 +7,8 @@ use super::report::{FindingKind, Findings, located};
 use crate::alloc::ChecksumPage;
 use crate::commit::rest::Rest;
 use crate::error::{Corruption, Error};
+use crate::format::block_crc;
 use crate::format::chunk::ChunkKind;
-use crate::format::{BlockKind, block_crc};
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
 /// Blocks in one read: 1 MiB.
@@ -25,12 +25,11 @@ pub(super) fn read(
     let mut buf = vec![0; RUN_BLOCKS * BLOCK];
     let mut sound = 0;
     for (number, entry, counts) in window.chunks() {
-        let Some(page) = entry.filter(|e| e.kind == ChunkKind::Data).and_then(|e| e.checksums) else {
+        let Some(entry) = entry.filter(|e| e.kind == ChunkKind::Data && e.checksums.is_some()) else {
             continue;
         };
-        // A damaged page has been reported as such; without it nothing can be said about the data.
-        let Ok(bytes) = rest.space.read_page(page, BlockKind::Checksums) else { continue };
-        let crcs = ChecksumPage::decode(&bytes);
+        // A page beyond repair has been reported as such; without it nothing can be said about the data.
+        let Ok(crcs) = rest.space.stored_checksums(number, entry) else { continue };
         let start = window.geometry.chunk_start(number);
         let mut at = 0;
         while at < counts.len() {

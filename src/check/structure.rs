@@ -343,12 +343,12 @@ impl<'a, 'm> Walk<'a, 'm> {
         Some(below)
     }
 
-    /// A page: named once, by the entry of its chunk.
-    pub(super) fn page(&mut self, at: BlockAddr, by: &'static str, chunk: u64) {
+    /// A page, or a copy of one: named once, by the entry of its chunk. `owner` tells it from all others.
+    pub(super) fn page(&mut self, at: BlockAddr, by: &'static str, owner: u64) {
         self.pages += 1;
         self.meter.step(1);
         if self.name(at, 1, false, by) {
-            let _ = self.claim(at, tag(by, 0, chunk), by);
+            let _ = self.claim(at, tag(by, 0, owner), by);
         }
     }
 }

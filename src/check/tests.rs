@@ -165,13 +165,48 @@ fn no_used_block_can_go_bad_unnoticed() {
             assert!(owners.is_subset(&mine), "{scrub:?}");
         } else {
             assert_eq!(check.findings, scrub.findings);
-            let lawful = ["BadNode", "BadCopy", "BadCountPage", "BadChecksumPage"];
+            let lawful = ["BadNode", "BadCopy", "RebuiltChecksumPage"];
             assert!(
                 !scrub.is_clean() && kinds(&scrub).iter().all(|k| lawful.contains(&k.as_str())),
                 "{scrub:?}"
             );
         }
     }
+}
+
+#[test]
+fn a_lost_checksum_page_is_computed_again_and_written_anew() {
+    let device = MemoryDevice::new();
+    let pool = create(&device);
+    let family = fill(&pool);
+    pool.delete_snapshot(family.snapshot).unwrap().wait().unwrap();
+    pool.close().unwrap();
+    let (sb, _, entries) = index(&device);
+    let lost: Vec<_> = entries.iter().filter_map(|e| e.checksums).collect();
+    assert!(lost.len() > 3 && entries.iter().any(|e| e.checksums.is_some() && e.free > 0));
+    for page in &lost {
+        device.write_at(&[0x5a; BLOCK], page.addr.byte_offset()).unwrap();
+    }
+    // All of them lost at once, and still everything can be read.
+    let pool = open(&device, false);
+    let report = pool.scrub(CheckOptions::new(), &mut |_| {}).unwrap();
+    assert_eq!(kinds(&report), BTreeSet::from(["RebuiltChecksumPage".into()]));
+    assert_eq!((report.findings.len(), report.verified_blocks), (lost.len(), report.data_blocks));
+    pool.checkpoint().unwrap();
+    let report = pool.scrub(CheckOptions::new(), &mut |_| {}).unwrap();
+    assert_eq!(report.findings, []);
+    pool.close().unwrap();
+    // One block of data damaged too: nobody can tell which of the chunk's blocks are sound.
+    let (_, _, entries) = index(&device);
+    let chunk = entries.iter().position(|e| e.kind == ChunkKind::Data).unwrap();
+    let block = used(&device).iter().find(|(_, kind)| *kind == ChunkKind::Data).unwrap().0;
+    assert_eq!(sb.geometry.locate(block).unwrap().0, chunk as u64);
+    let page = entries[chunk].checksums.unwrap();
+    device.write_at(&[0x5a; 9], page.addr.byte_offset()).unwrap();
+    device.write_at(&[0x5a; 9], block.byte_offset()).unwrap();
+    let report = open(&device, true).scrub(CheckOptions::new(), &mut |_| {}).unwrap();
+    assert_eq!(kinds(&report), BTreeSet::from(["BadChecksumPage".into()]));
+    assert!(report.findings[0].owners_total > 0 && report.verified_blocks < report.data_blocks);
 }
 
 #[test]
@@ -302,7 +337,9 @@ fn set_count(
     counts.set(i, to);
     assert_eq!(counts.width(), e.width);
     counts.encode(&mut block);
-    device.write_at(&block, page.addr.byte_offset()).unwrap();
+    for at in page.copies() {
+        device.write_at(&block, at.byte_offset()).unwrap();
+    }
     page.sum = page_sum(&block, &sb.uuid, BlockKind::Counts, page.addr);
     e.counts = Some(page);
 }

@@ -60,6 +60,8 @@ pub struct Stats {
     pub metadata_reads: u64,
     /// Reads of a damaged first copy that the second copy served.
     pub second_copies: u64,
+    /// Damaged checksum pages that were computed again from the data.
+    pub rebuilt_pages: u64,
     /// Clean nodes and pages in the cache, in bytes.
     pub cached_bytes: u64,
     /// Nodes changed since the last checkpoint.
@@ -97,6 +99,7 @@ impl Engine {
             reclaimed_bytes: get(&c.reclaimed_bytes),
             metadata_reads: get(&self.store.fetched),
             second_copies: get(&self.store.second_copies),
+            rebuilt_pages: get(&self.store.rebuilt_pages),
             cached_bytes: self.store.cached_bytes(),
             dirty_nodes: get(&self.dirtied),
             log_used_blocks,

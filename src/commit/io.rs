@@ -167,7 +167,13 @@ impl Engine {
             let skip = (at % BLOCK_BYTES) as usize;
             if skip != 0 || rest.len() < BLOCK {
                 let n = rest.len().min(BLOCK - skip);
-                self.write_part(object, &mut claim, at / BLOCK_BYTES, skip, &rest[..n])?;
+                let lba = at / BLOCK_BYTES;
+                let mut done = self.write_part(object, &mut claim, lba, skip, &rest[..n])?;
+                while !done {
+                    // Somebody else changed the block meanwhile: the copy is given up (A2), and the next one
+                    // has a claim of its own, made where a checkpoint may still make room for it.
+                    done = self.write_part(object, &mut self.claim(1)?, lba, skip, &rest[..n])?;
+                }
                 at += n as u64;
             } else {
                 let n = (rest.len() / BLOCK).min(self.piece_blocks() as usize) * BLOCK;
@@ -257,48 +263,37 @@ impl Engine {
         self.mark_changed(object, &mut map.changed);
     }
 
-    /// Writes part of one block: in place while its buffer is open, else as a changed copy.
-    fn write_part<'a>(
-        &'a self,
+    /// Writes part of one block: in place while its buffer is open, else as a changed copy. False when somebody
+    /// else wrote the block between reading and mapping it: both writes must survive (P1), so it is to be tried
+    /// again.
+    fn write_part(
+        &self,
         object: &Arc<Object>,
-        claim: &mut Claim<'a>,
+        claim: &mut Claim<'_>,
         lba: u64,
         skip: usize,
         part: &[u8],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let _gate = self.enter_write(28 + 32)?;
         let _pin = self.pins.enter();
-        let mut lease = None;
-        loop {
-            let was = block_behind(self.find_pinned(object, lba)?, lba);
-            let mut block = [0u8; BLOCK];
-            if let Some(addr) = was.map(BlockAddr::new) {
-                match self.buffers.holder(addr) {
-                    Some(holder) => {
-                        let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
-                        if self.buffers.change(&holder, addr, put) {
-                            return Ok(());
-                        }
-                        self.buffers.read(&holder, |bytes| block.copy_from_slice(bytes));
+        let was = block_behind(self.find_pinned(object, lba)?, lba);
+        let mut block = [0u8; BLOCK];
+        if let Some(addr) = was.map(BlockAddr::new) {
+            match self.buffers.holder(addr) {
+                Some(holder) => {
+                    let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
+                    if self.buffers.change(&holder, addr, put) {
+                        return Ok(true);
                     }
-                    None => self.read_blocks(addr, &mut block)?,
+                    self.buffers.read(&holder, |bytes| block.copy_from_slice(bytes));
                 }
-            }
-            block[skip..skip + part.len()].copy_from_slice(part);
-            // A block that lost the race below is given up (A2) and another taken.
-            drop(lease.take());
-            if claim.left == 0 {
-                *claim = self.space.claim(1)?;
-            }
-            let new = self.buffers.lease(&self.space, claim, 1)?;
-            new.fill(0, &block);
-            let addr = new.addr();
-            lease = Some(new);
-            // Somebody may have written the block since it was read: both writes must survive (P1).
-            if self.map_run(object, lba, addr, 1, Some(was))? {
-                return Ok(());
+                None => self.read_blocks(addr, &mut block)?,
             }
         }
+        block[skip..skip + part.len()].copy_from_slice(part);
+        let lease = self.buffers.lease(&self.space, claim, 1)?;
+        lease.fill(0, &block);
+        self.map_run(object, lba, lease.addr(), 1, Some(was))
     }
 
     /// Unmaps `from..to`, or maps it as zeroes.

@@ -27,7 +27,7 @@ const BUDGET: usize = 1 << 18;
 /// Data chunks that one pass of a plan counts: 64 GiB, some 20 MiB of memory.
 const PLAN_CHUNKS: usize = 16_384;
 /// Chunks whose counts one checkpoint may hold before reclaim leaves the rest to the next.
-const CHUNKS: usize = 8192;
+const CHUNKS: usize = 2048;
 /// Deleted maps that one checkpoint takes up at most.
 const BATCH: usize = 1024;
 

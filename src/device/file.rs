@@ -124,6 +124,14 @@ impl FileDevice {
     }
 }
 
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        // Closing the descriptor is not enough: a process that this one is just spawning has a copy of it until
+        // its `exec`, and would keep the lock as long.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 impl Device for FileDevice {
     fn len(&self) -> io::Result<u64> {
         self.file_len()

@@ -133,9 +133,19 @@ pub(crate) fn replace(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: E
         return Ok(());
     }
     // The range passes the bounds of its leaf: empty it as a whole, then fill leaf by leaf (E2). From the
-    // cut on nobody may see the map, so nodes that are missing are fetched on the spot.
-    map.cut(cx, &lba, &end)?;
-    let mut at = lba;
+    // cut on nobody may see the map, so nodes that are missing are fetched on the spot; if one cannot be had,
+    // the map is again what it was.
+    let before = map.clone();
+    let filled = map.cut(cx, &lba, &end).and_then(|_| fill_leaves(map, cx, g, fill));
+    if filled.is_err() {
+        *map = before;
+    }
+    filled
+}
+
+/// Puts `fill` where nothing is mapped, piece by piece as the bounds of the leaves ask.
+fn fill_leaves(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: Extent) -> Result<(), Miss> {
+    let (mut at, end) = (fill.lba, fill.end());
     while at < end {
         let mut held = Held::new();
         at = loop {

@@ -28,9 +28,15 @@ pub(crate) enum ChunkKind {
 }
 
 /// A page outside the index that the index vouches for.
+///
+/// Count pages have a twin: nothing else knows what they say. Checksum pages have none: what one says can
+/// be computed again from the data, and its own checksum proves it right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageRef {
     pub(crate) addr: BlockAddr,
+    /// The second copy.
+    pub(crate) twin: Option<BlockAddr>,
+    /// Of both copies, seeded with the address of the first.
     pub(crate) sum: u64,
 }
 
@@ -44,7 +50,11 @@ impl PageRef {
         if addr == 0 && sum != 0 || addr > MAX_BLOCK_ADDR {
             return Err(r.bad("page address", "a block address or zero", addr));
         }
-        Ok((addr != 0).then(|| PageRef { addr: BlockAddr::new(addr), sum }))
+        Ok((addr != 0).then(|| PageRef { addr: BlockAddr::new(addr), twin: None, sum }))
+    }
+    /// Both places of the page, or its only one.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = BlockAddr> + use<> {
+        std::iter::once(self.addr).chain(self.twin)
     }
 }
 
@@ -63,7 +73,8 @@ impl PageRef {
 /// | 24 | 8 | its checksum |
 /// | 32 | 8 | address of the checksum page (data chunks), or 0 |
 /// | 40 | 8 | its checksum |
-/// | 48 | 16 | location on another device, reserved, zero |
+/// | 48 | 8 | address of the second copy of the count page, 0 when uniform |
+/// | 56 | 8 | location on another device, reserved, zero |
 ///
 /// What the allocator asks for stands first, in one half cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -90,7 +101,8 @@ impl ChunkEntry {
         w.u32(0);
         PageRef::encode(self.counts.as_ref(), w);
         PageRef::encode(self.checksums.as_ref(), w);
-        w.zeroes(16);
+        w.u64(self.counts.and_then(|p| p.twin).map_or(0, BlockAddr::raw));
+        w.zeroes(8);
     }
 
     pub(crate) fn decode(r: &mut Reader<'_>, blocks_per_chunk: u64) -> Result<Self, Corruption> {
@@ -104,8 +116,15 @@ impl ChunkEntry {
         r.zeroes(2)?;
         let (free, longest, uniform) = (r.u16()?, r.u16()?, r.u32()?);
         r.zeroes(4)?;
-        let (counts, checksums) = (PageRef::decode(r)?, PageRef::decode(r)?);
-        r.zeroes(16)?;
+        let (mut counts, checksums) = (PageRef::decode(r)?, PageRef::decode(r)?);
+        let twin = r.u64()?;
+        if (twin != 0) != counts.is_some() || twin > MAX_BLOCK_ADDR {
+            return Err(r.bad("second count page", "a block address where there is a first", twin));
+        }
+        if let Some(page) = &mut counts {
+            page.twin = Some(BlockAddr::new(twin));
+        }
+        r.zeroes(8)?;
         if !matches!(width, 0 | 4 | 8 | 16 | 32) || (width == 0) != counts.is_none() {
             return Err(r.bad("count width", "0 without a page, else 4, 8, 16 or 32", width));
         }
@@ -362,8 +381,8 @@ mod tests {
             free: 10,
             longest: 3,
             uniform: 0,
-            counts: Some(PageRef { addr: BlockAddr::new(5), sum: 6 }),
-            checksums: Some(PageRef { addr: BlockAddr::new(7), sum: 8 }),
+            counts: Some(PageRef { addr: BlockAddr::new(5), twin: Some(BlockAddr::new(9)), sum: 6 }),
+            checksums: Some(PageRef { addr: BlockAddr::new(7), twin: None, sum: 8 }),
         };
         let mut bytes = [0; ChunkEntry::BYTES];
         e.encode(&mut Writer::new(&mut bytes));

@@ -74,6 +74,8 @@ pub(crate) struct Store {
     pub(crate) fetched: AtomicU64,
     /// First copies that were bad while the second served.
     pub(crate) second_copies: AtomicU64,
+    /// Damaged checksum pages that were computed from the data.
+    pub(crate) rebuilt_pages: AtomicU64,
     end_block: AtomicU64,
 }
 
@@ -91,6 +93,7 @@ impl Store {
             cache: Cache::with(items, cache_bytes, ByBytes, AddrHash::default(), DefaultLifecycle::default()),
             fetched: AtomicU64::new(0),
             second_copies: AtomicU64::new(0),
+            rebuilt_pages: AtomicU64::new(0),
             end_block: AtomicU64::new(u64::MAX),
         }
     }
