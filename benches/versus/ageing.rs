@@ -76,7 +76,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<Vec<Step>> {
                     pool.delete_snapshot(oldest)?.wait()?;
                 }
             }
-            pretouch();
+            pretouch(lbas.len());
             runs.take();
             let mut ink = Ink::new(version);
             let engine = timed(|| {

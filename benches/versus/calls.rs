@@ -10,7 +10,6 @@ use crate::Result;
 use crate::design::{self, Row};
 use crate::engine::Engine;
 use crate::floor::Floor;
-use crate::memory::pretouch;
 use crate::phases::{rate, timed};
 use crate::plan::Plan;
 use crate::pools::{Layout, Mapped, Medium};
@@ -299,7 +298,6 @@ fn delete_scattered(plan: &Plan, sizes: &Sizes, folder: &Path, report: &mut Repo
     let mut rng = fastrand::Rng::with_seed(plan.seed);
     for round in 0..plan.rounds {
         let snapshot = volume.snapshot(&pool)?;
-        pretouch();
         volume.overwrite(sizes.changed_bytes / BLOCK_BYTES / 100, 2, &mut rng)?;
         pool.checkpoint()?;
         let began = Instant::now();

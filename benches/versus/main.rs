@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         scale::run(&plan, &mut report)?;
     }
     if plan.quick {
-        report.note("a quick run: small volumes and short phases, good for seeing that everything works");
+        report.note("a quick run: three rounds, small volumes and short phases, good for seeing that everything works");
     }
     report.print(&mut std::io::stdout().lock())?;
     let results = plan.results()?;

@@ -3,14 +3,17 @@
 use std::hint::black_box;
 
 use crate::Result;
+use crate::stamp::BLOCK;
 
-/// Bytes that a timed write phase may dirty at most, page cache included.
-const PHASE_BYTES: usize = 256 << 20;
+/// Blocks of memory that writing one block may dirty, page cache, copies and metadata included.
+const TOUCHED_PER_BLOCK: usize = 4;
+const MOST_BYTES: usize = 512 << 20;
 
-/// Touches memory and gives it back, so that the phase that follows does not pay for pages which a hypervisor has to
-/// find first. Without this a write that grows the page cache can be five times slower for no reason of its own.
-pub(crate) fn pretouch() {
-    black_box(vec![1_u8; PHASE_BYTES]);
+/// Touches what writing `blocks` may need and gives it back, so that the phase that follows does not pay for pages
+/// which a hypervisor has to find first. Without this a write that grows the page cache can be five times slower for
+/// no reason of its own.
+pub(crate) fn pretouch(blocks: usize) {
+    black_box(vec![1_u8; (blocks * TOUCHED_PER_BLOCK * BLOCK).min(MOST_BYTES)]);
 }
 
 /// Anonymous memory of this process in bytes: heaps and stacks, without mapped files.

@@ -61,7 +61,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
                         .map(|t| (&volumes[if several { t } else { 0 }], &lbas[t * share..(t + 1) * share]))
                         .collect();
                     pool.checkpoint()?;
-                    pretouch();
+                    pretouch(threads * share);
                     let took = timed(|| {
                         in_threads(shares.into_iter(), |(volume, lbas)| work(volume, lbas, version))
                     })?;
