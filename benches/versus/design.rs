@@ -122,3 +122,75 @@ ahead! {
     N17_N10_SNAPSHOT, "N10, snapshot", 1.0, value;
     N17_N10_ROLLBACK, "N10, rollback", 1.0, value;
 }
+
+pub(crate) static N12_SEQUENTIAL: Row =
+    row("N12", "metadata of one GiB mapped in sequence", "MiB", Better::Less).bounds(&[value(1.6, 1.2)]);
+pub(crate) static N12_RANDOM: Row =
+    row("N12", "metadata of one GiB mapped in random blocks", "MiB", Better::Less).bounds(&[value(8.0, 6.5)]);
+pub(crate) static N13_RANDOM: Row =
+    row("N13", "open after a clean close", "ms", Better::Less).bounds(&[value(1.0, 0.2)]);
+pub(crate) static N13: Row =
+    row("N13", "open after a clean close", "ms", Better::Less).bounds(&[value(5.0, 0.2)]);
+pub(crate) static N13_CRASH: Row =
+    row("N13", "open after a crash", "ms", Better::Less).bounds(&[value(200.0, 50.0)]);
+pub(crate) static N14: Row =
+    row("N14", "memory beyond the cache at work", "MiB", Better::Less).bounds(&[value(16.0, 8.0)]);
+pub(crate) static N14_OPEN: Row = row("N14", "memory after opening", "MiB", Better::Less);
+pub(crate) static N18_OPEN: Row = row("N18", "8 MiB cache: open", "ms", Better::Less);
+pub(crate) static N18_MEMORY: Row =
+    row("N18", "8 MiB cache: memory beyond it", "MiB", Better::Less).bounds(&[value(16.0, 8.0)]);
+pub(crate) static N18_READ: Row = ops("N18", "8 MiB cache: random read");
+pub(crate) static N18_READS: Row =
+    row("N18", "8 MiB cache: device reads of a cold read", "reads", Better::Less).bounds(&[value(3.0, 3.0)]);
+pub(crate) static N18_WRITE: Row = ops("N18", "8 MiB cache: random overwrite and one flush");
+pub(crate) static N18_P99: Row =
+    row("N18", "8 MiB cache: p99 of a write during a checkpoint", "us", Better::Less);
+pub(crate) static CHECKPOINT: Row = row("-", "checkpoint after 1,000 random overwrites", "ms", Better::Less);
+pub(crate) static CHECKPOINT_BYTES: Row = row("-", "what that checkpoint writes", "MiB", Better::Less);
+
+pub(crate) static N7: Row =
+    ops("N7", "random 4 KiB hot read").against("no snapshot").bounds(&[ratio(0.95, 1.0)]);
+pub(crate) static N10_CLONE: Row =
+    row("N10", "clone, durable", "us", Better::Less).against("durable write").bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N10_SIZES: Row =
+    row("N10", "largest size over smallest", "x", Better::Less).bounds(&[value(1.2, 1.0)]);
+pub(crate) static N11_RETURNS: Row =
+    row("N11", "delete of a snapshot, durable and returned", "us", Better::Less)
+        .against("durable write")
+        .bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N11_RECLAIM: Row =
+    row("N11", "delete and reclaim of a contiguous volume", "GiB/s", Better::More)
+        .bounds(&[value(5.0, 20.0)]);
+pub(crate) static N11_ENTRIES: Row =
+    row("N11", "leaf entries looked at by a reclaim", "/s", Better::More).bounds(&[value(50e6, 50e6)]);
+pub(crate) static N16: Row = row("N16", "clone and attach of a base image", "us", Better::Less)
+    .against("durable write")
+    .bounds(&[ratio(2.0, 1.2)]);
+pub(crate) static N16_SPACE: Row =
+    row("N16", "space of an untouched clone", "KiB", Better::Less).bounds(&[value(8.0, 8.0)]);
+
+pub(crate) static N9: Row =
+    ops("N9", "aged pool: random overwrites and one flush").against(RAW).bounds(&[ratio(1.0, 1.5)]);
+pub(crate) static N9_MEAN: Row = row("N9", "aged pool: mean run written at once", "KiB", Better::More);
+pub(crate) static N9_LONGEST: Row = row("N9", "aged pool: longest run written at once", "KiB", Better::More);
+
+const fn threads(what: &'static str) -> Row {
+    const BOUNDS: &[Bound] = &[ratio(1.0, 1.7)];
+    ops("-", what).against("1 thread").bounds(BOUNDS)
+}
+
+pub(crate) static THREADS_READ: Row = threads("threads: random 4 KiB hot reads");
+pub(crate) static THREADS_WRITE: Row = threads("threads: random writes and one flush each");
+pub(crate) static THREADS_FLUSH_32: Row = threads("threads: 32 writes and a flush, repeated");
+pub(crate) static THREADS_FLUSH: Row = threads("threads: one write and a flush, repeated");
+
+const fn latency(what: &'static str) -> Row {
+    row("-", what, "us", Better::Less)
+}
+
+pub(crate) static WRITE_P50: Row = latency("4 KiB write, p50");
+pub(crate) static WRITE_P99: Row = latency("4 KiB write, p99");
+pub(crate) static WRITE_P999: Row = latency("4 KiB write, p99.9");
+pub(crate) static FLUSH_P50: Row = latency("flush of 32 writes, p50");
+pub(crate) static FLUSH_P99: Row = latency("flush of 32 writes, p99");
+pub(crate) static FLUSH_P999: Row = latency("flush of 32 writes, p99.9");

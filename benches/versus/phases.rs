@@ -43,7 +43,7 @@ impl Burst {
         if self.snapshot {
             c.snapshot()?;
         }
-        pretouch();
+        pretouch(load.lbas.len());
         let share = load.lbas.len().div_ceil(self.threads);
         let store = &*c.store;
         let took = timed(|| {
@@ -93,7 +93,7 @@ fn read_blocks(store: &dyn Store, ledger: &Ledger, lbas: &[u64]) -> Result<()> {
 /// Small writes into blocks that a snapshot shares. Operations a second.
 pub(crate) fn write_parts(c: &mut Contender, load: &Load) -> Result<f64> {
     c.snapshot()?;
-    pretouch();
+    pretouch(load.lbas.len());
     let mut ink = Ink::new(load.version);
     let took = timed(|| {
         let part_of = |lba| lba * BLOCK_BYTES + PART_START as u64;
@@ -108,7 +108,7 @@ pub(crate) fn write_parts(c: &mut Contender, load: &Load) -> Result<f64> {
 
 /// 1 MiB writes in sequence from the start of the volume, and one flush. MiB a second.
 pub(crate) fn write_sequentially(c: &mut Contender, load: &Load) -> Result<f64> {
-    pretouch();
+    pretouch(load.lbas.len());
     let mut ink = Ink::new(load.version);
     let mut piece = vec![0; MIB];
     ink.fill(0, &mut piece);

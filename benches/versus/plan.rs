@@ -87,6 +87,7 @@ impl Plan {
     fn quick() -> Self {
         Self {
             quick: true,
+            rounds: 3,
             volume_bytes: 256 << 20,
             writes: 4096,
             flushes: 256,

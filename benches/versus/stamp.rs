@@ -3,6 +3,8 @@
 //! A block carries its address and a version at both ends and a fixed pattern between them, so that preparing one
 //! costs a few bytes. A [`Ledger`] knows which version every block must have.
 
+use std::sync::LazyLock;
+
 use crate::Result;
 
 pub(crate) const BLOCK: usize = 4096;
@@ -14,25 +16,29 @@ pub(crate) const PART: usize = 512;
 const BLOCK_MAGIC: u64 = 0x9d3f_61c8_07b2_e5a4;
 const PART_MAGIC: u64 = 0x41e7_5b90_cc28_136f;
 const HEAD: usize = 24;
+const TAIL: usize = BLOCK - 8;
+
+/// What lies between the ends of a block.
+static PATTERN: LazyLock<Box<[u8]>> = LazyLock::new(|| {
+    let mut rng = fastrand::Rng::with_seed(BLOCK_MAGIC);
+    std::iter::repeat_with(|| rng.u8(..)).take(BLOCK).collect()
+});
 
 /// Writes blocks of one version: a phase of the benchmark has one.
 #[derive(Clone)]
 pub(crate) struct Ink {
-    version: u64,
+    version: u32,
     block: Box<[u8]>,
     part: Box<[u8]>,
 }
 
 impl Ink {
     pub(crate) fn new(version: u32) -> Self {
-        let mut rng = fastrand::Rng::with_seed(BLOCK_MAGIC);
-        let mut pattern = |len| std::iter::repeat_with(|| rng.u8(..)).take(len).collect();
-        let (block, part) = (pattern(BLOCK), pattern(PART));
-        Self { version: u64::from(version), block, part }
+        Self { version, block: PATTERN.clone(), part: PATTERN[PART..2 * PART].into() }
     }
 
     pub(crate) fn version(&self) -> u32 {
-        self.version as u32
+        self.version
     }
 
     /// The content of a whole block.
@@ -63,11 +69,18 @@ impl Ink {
 
     /// Writes blocks with another version from now on.
     pub(crate) fn set_version(&mut self, version: u32) {
-        self.version = u64::from(version);
+        self.version = version;
     }
 }
 
-fn stamp(bytes: &mut [u8], magic: u64, lba: u64, version: u64) {
+/// Writes the block of this address and version anew.
+pub(crate) fn redraw(lba: u64, version: u32, block: &mut [u8]) {
+    block.copy_from_slice(&PATTERN);
+    stamp(block, BLOCK_MAGIC, lba, version);
+}
+
+fn stamp(bytes: &mut [u8], magic: u64, lba: u64, version: u32) {
+    let version = u64::from(version);
     let tail = bytes.len() - 8;
     bytes[..8].copy_from_slice(&magic.to_le_bytes());
     bytes[8..16].copy_from_slice(&lba.to_le_bytes());
@@ -79,6 +92,16 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(word)
+}
+
+/// Address and version of a stamped block; nothing when these bytes are none.
+pub(crate) fn recognise(block: &[u8]) -> Option<(u64, u32)> {
+    if word(block, 0) != BLOCK_MAGIC {
+        return None;
+    }
+    let (lba, version) = (word(block, 8), word(block, 16));
+    let whole = word(block, TAIL) == BLOCK_MAGIC ^ lba ^ version.rotate_left(32);
+    whole.then_some((lba, version as u32))
 }
 
 /// The version that every block of a volume must have.
@@ -108,7 +131,11 @@ impl Ledger {
         if (word(block, 0), word(block, 8), word(block, 16)) == wanted {
             return Ok(());
         }
-        Err(format!("block {lba} is not version {}", wanted.2).into())
+        let found = match recognise(block) {
+            Some((lba, version)) => format!("block {lba} in version {version}"),
+            None => "foreign bytes".to_owned(),
+        };
+        Err(format!("block {lba} in version {} was to be read, it is {found}", wanted.2).into())
     }
 
     /// Whether every byte of a block that was read is right.

@@ -21,7 +21,9 @@ pub(crate) struct Sample {
 /// All figures of one contender in one row.
 pub(crate) struct Series {
     pub(crate) row: &'static Row,
-    pub(crate) contender: String,
+    /// Size, state or number of threads, where a row has several.
+    pub(crate) variant: String,
+    pub(crate) contender: &'static str,
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -51,16 +53,26 @@ impl Report {
     pub(crate) fn add(
         &mut self,
         row: &'static Row,
-        contender: &str,
+        contender: &'static str,
         round: u32,
         value: f64,
         ratio: Option<f64>,
     ) {
-        let sample = Sample { round, value, ratio };
-        match self.series.iter_mut().find(|s| std::ptr::eq(s.row, row) && s.contender == contender) {
+        self.add_variant(row, "", contender, Sample { round, value, ratio });
+    }
+
+    pub(crate) fn add_variant(
+        &mut self,
+        row: &'static Row,
+        variant: &str,
+        contender: &'static str,
+        sample: Sample,
+    ) {
+        match self.series.iter_mut().find(|s| s.is(row, variant, contender)) {
             Some(series) => series.samples.push(sample),
             None => {
-                self.series.push(Series { row, contender: contender.to_owned(), samples: vec![sample] });
+                let variant = variant.to_owned();
+                self.series.push(Series { row, variant, contender, samples: vec![sample] });
             }
         }
     }
@@ -69,9 +81,13 @@ impl Report {
         self.notes.push(note.into());
     }
 
+    pub(crate) fn find(&self, row: &'static Row, variant: &str, contender: &str) -> Option<&Series> {
+        self.series.iter().find(|s| s.is(row, variant, contender))
+    }
+
     /// The value of a contender in a round.
     pub(crate) fn value(&self, row: &'static Row, contender: &str, round: u32) -> Option<f64> {
-        let series = self.series.iter().find(|s| std::ptr::eq(s.row, row) && s.contender == contender)?;
+        let series = self.find(row, "", contender)?;
         series.samples.iter().rev().find(|s| s.round == round).map(|s| s.value)
     }
 
@@ -79,14 +95,17 @@ impl Report {
         let [must, aim, reached] = ["must", "aim", "reached"];
         writeln!(
             out,
-            "{:<4} {:<62} {:<12} {:>7} {:>10} {:>21}  {:<24} {:<14} {must:>6} {aim:>6}  {reached}",
+            "{:<4} {:<72} {:<12} {:>7} {:>10} {:>21}  {:<24} {:<14} {must:>6} {aim:>6}  {reached}",
             "row", "what", "who", "unit", "median", "min - max", "ratio [min - max]", "to"
         )?;
-        let mut last = None;
+        let mut last = String::new();
         for series in &self.series {
             let row = series.row;
-            let fresh = last.replace(std::ptr::from_ref(row)) != Some(std::ptr::from_ref(row));
-            let (id, what) = if fresh { (row.id, row.what) } else { ("", "") };
+            let what = series.what();
+            let (id, what) = if what == last { ("", String::new()) } else { (row.id, what) };
+            if !what.is_empty() {
+                last.clone_from(&what);
+            }
             let values = series.values();
             let (ratio, to) = match series.ratios() {
                 Some(r) => {
@@ -107,7 +126,7 @@ impl Report {
             };
             writeln!(
                 out,
-                "{id:<4} {what:<62} {:<12} {:>7} {:>10} {range:>21}  {ratio:<24} {to:<14} {must:>6} {aim:>6}  {verdict}",
+                "{id:<4} {what:<72} {:<12} {:>7} {:>10} {range:>21}  {ratio:<24} {to:<14} {must:>6} {aim:>6}  {verdict}",
                 series.contender,
                 row.unit,
                 Short(values.median).to_string(),
@@ -127,6 +146,19 @@ impl Report {
 }
 
 impl Series {
+    fn is(&self, row: &'static Row, variant: &str, contender: &str) -> bool {
+        std::ptr::eq(self.row, row) && self.variant == variant && self.contender == contender
+    }
+
+    /// What was measured, in words.
+    pub(crate) fn what(&self) -> String {
+        if self.variant.is_empty() {
+            self.row.what.to_owned()
+        } else {
+            format!("{}, {}", self.row.what, self.variant)
+        }
+    }
+
     pub(crate) fn values(&self) -> Spread {
         let mut values: Vec<f64> = self.samples.iter().map(|s| s.value).collect();
         Spread::of(&mut values)
@@ -172,6 +204,7 @@ impl Series {
         json!({
             "row": self.row.id,
             "what": self.row.what,
+            "variant": self.variant,
             "contender": self.contender,
             "unit": self.row.unit,
             "value": self.values().to_json(),
