@@ -113,17 +113,21 @@ impl Engine {
         if skip + buf.len() > BLOCK {
             return false;
         }
-        let Some((addr, crc)) = self.hot.get(object.state(), lba) else { return false };
-        let right = |block: &mut [u8]| {
-            self.device.read_at(block, addr.byte_offset()).is_ok() && block_crc(block) == crc
-        };
         if buf.len() == BLOCK {
-            return right(buf);
+            return self.read_hot_block(object, lba, buf).is_some();
         }
         let mut block = [0; BLOCK];
-        let right = right(&mut block);
+        let right = self.read_hot_block(object, lba, &mut block).is_some();
         buf.copy_from_slice(&block[skip..skip + buf.len()]);
         right
+    }
+
+    /// Reads a whole block that was read lately, and says where it lies.
+    #[inline]
+    fn read_hot_block(&self, object: &Object, lba: u64, block: &mut [u8]) -> Option<BlockAddr> {
+        let (addr, crc) = self.hot.get(object.state(), lba)?;
+        let read = self.device.read_at(block, addr.byte_offset());
+        (read.is_ok() && block_crc(block) == crc).then_some(addr)
     }
 
     /// Remembers where `lba` lies, if it is a block of data that the device has. The map stands still (H1).
@@ -365,9 +369,13 @@ impl Engine {
     ) -> Result<bool> {
         let _gate = self.enter_write(28 + 32)?;
         let _pin = self.pins.enter();
-        let was = block_behind(self.find_pinned(object, lba)?, lba);
         let mut block = [0u8; BLOCK];
-        if let Some(addr) = was.map(BlockAddr::new) {
+        let hot = self.read_hot_block(object, lba, &mut block);
+        let was = match hot {
+            Some(addr) => Some(addr),
+            None => block_behind(self.find_pinned(object, lba)?, lba).map(BlockAddr::new),
+        };
+        if let Some(addr) = was.filter(|_| hot.is_none()) {
             let (page, index) = self.page_of(addr, 1)?;
             let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
             if self.buffers.change(&page, index, put) {
@@ -380,7 +388,7 @@ impl Engine {
         block[skip..skip + part.len()].copy_from_slice(part);
         let Some(lease) = self.buffers.lease(&self.space, claim, 1)? else { return Ok(false) };
         lease.fill(0, &block);
-        let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was));
+        let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was.map(BlockAddr::raw)));
         lease.finish();
         mapped
     }
