@@ -116,6 +116,8 @@ struct State {
     touched: BTreeMap<u64, Touched>,
     /// Free runs found and not yet handed out.
     found: VecDeque<(u64, usize, usize)>,
+    /// The same, kept for large writes, so that what is written in one piece lies in one piece.
+    long: VecDeque<(u64, usize, usize)>,
     /// Longest runs first: the least run searched for now.
     class: u16,
     cursor: u64,
@@ -466,16 +468,25 @@ impl Space {
         Ok(())
     }
 
-    /// Hands out a free run of at most `most` blocks against a claim.
-    pub(crate) fn take(&self, claim: &mut Claim<'_>, most: u64) -> Result<Run> {
+    /// Hands out a free run of at most `most` blocks against a claim. A writer that has `wanted` blocks to write
+    /// in one piece gets a long run while there are some.
+    pub(crate) fn take(&self, claim: &mut Claim<'_>, wanted: u64, most: u64) -> Result<Run> {
         let most = most.min(claim.left).max(1);
+        let mut long = wanted >= u64::from(SHORT);
         loop {
+            if long && !self.find_long()? {
+                long = false;
+            }
             {
                 let mut s = self.state.lock();
-                if let Some((chunk, start, len)) = s.found.pop_front() {
+                let s = &mut *s;
+                let (first, second) =
+                    if long { (&mut s.long, &mut s.found) } else { (&mut s.found, &mut s.long) };
+                let from = if first.is_empty() { second } else { first };
+                if let Some((chunk, start, len)) = from.pop_front() {
                     let n = len.min(most as usize);
                     if n < len {
-                        s.found.push_front((chunk, start + n, len - n));
+                        from.push_front((chunk, start + n, len - n));
                     }
                     let Some(t) = s.touched.get_mut(&chunk) else { continue };
                     t.taken.insert(start, n);
@@ -497,6 +508,40 @@ impl Space {
         }
     }
 
+    /// Makes sure that a long run is at hand: one that was found, or new space, unless holes are most of the
+    /// pool already. False when there is none to be had.
+    fn find_long(&self) -> Result<bool> {
+        loop {
+            let at_hand = |s: &State| {
+                !s.long.is_empty() || s.found.front().is_some_and(|run| run.2 >= usize::from(SHORT))
+            };
+            if at_hand(&self.state.lock()) {
+                return Ok(true);
+            }
+            let _one = self.refill.lock();
+            let index = *self.index.read();
+            if at_hand(&self.state.lock()) {
+                return Ok(true);
+            }
+            let may_open = self.free_chunks_for_data(&index, &self.state.lock()) > 0;
+            let chunk = if may_open { self.search_free(&index, 0)? } else { None };
+            if let Some(chunk) = chunk {
+                self.touch(chunk)?;
+                let mut s = self.state.lock();
+                let s = &mut *s;
+                if let Some(t) = s.touched.get(&chunk) {
+                    s.long.extend(t.base_free.runs().map(|(at, len)| (chunk, at, len)));
+                }
+                continue;
+            }
+            let bpc = self.geometry.blocks_per_chunk;
+            let used = index.totals.data_chunks * bpc - index.totals.data_free;
+            if index.totals.data_free >= used || !self.grow_now(bpc)? {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Finds the next chunk with free runs, longest classes first. False when there is none left.
     fn find_more(&self) -> Result<bool> {
         let _one = self.refill.lock();
@@ -505,7 +550,7 @@ impl Space {
             let index = *self.index.read();
             let (class, cursor, may_open) = {
                 let s = self.state.lock();
-                if !s.found.is_empty() {
+                if !(s.found.is_empty() && s.long.is_empty()) {
                     return Ok(true);
                 }
                 (s.class, s.cursor, self.free_chunks_for_data(&index, &s) > 0)
@@ -538,11 +583,11 @@ impl Space {
 
     /// Whether scattered free blocks are few enough to be left alone while the pool may still grow: large
     /// writes into new space are many times faster than small ones into holes. So a pool that is overwritten
-    /// at random takes up to a third more than what it holds before its holes are filled.
+    /// at random takes up to half more than what it holds before its holes are filled.
     fn is_tight(&self, index: &IndexRoot) -> bool {
         let bpc = self.geometry.blocks_per_chunk;
         let used = index.totals.data_chunks * bpc - index.totals.data_free;
-        index.totals.data_free < used / 3
+        index.totals.data_free < used / 2
     }
 
     /// Grows while nobody waits for it, when the space that large writes want runs out. True if it did.
@@ -764,6 +809,7 @@ impl Space {
         let s = &mut *s;
         s.meta_opened.clear();
         s.found.clear();
+        s.long.clear();
         s.class = self.geometry.blocks_per_chunk as u16;
         s.cursor = 0;
         s.lost = 0;

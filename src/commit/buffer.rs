@@ -269,7 +269,7 @@ impl Buffers {
                 drop(fill);
                 space.prepare()?;
                 space.claim_more(claim, AHEAD.saturating_sub(most));
-                let run = space.take(claim, most.max(AHEAD))?;
+                let run = space.take(claim, most, most.max(AHEAD))?;
                 fill = frame.fill.lock();
                 run
             }

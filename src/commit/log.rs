@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::catalogue::Catalogue;
 use super::engine::{Engine, io};
 use super::object::Object;
+use crate::device::SlotBuffer;
 use crate::error::{Error, Result};
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step};
@@ -14,6 +15,8 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Data blocks that a record may carry instead of sending them home first (32 KiB).
 const INLINE_BLOCKS: u64 = 8;
+/// Most blocks in both copies of a record that carries its data.
+const SMALL_BLOCKS: usize = 32;
 /// Carried blocks that may wait for their way home.
 const HOMELESS_BLOCKS: usize = 128;
 /// Bytes of changes after which a commit is made without being asked for (65,536 changes).
@@ -46,6 +49,8 @@ pub(super) struct Log {
     unlogged: Vec<(ObjectId, Vec<Change>)>,
     blocked: bool,
     buf: Vec<u8>,
+    /// Small records go out from here: aligned, so that they may go straight to the medium.
+    small: SlotBuffer,
 }
 
 impl Log {
@@ -65,6 +70,7 @@ impl Log {
             unlogged: Vec::new(),
             blocked: false,
             buf: Vec::new(),
+            small: SlotBuffer::new(SMALL_BLOCKS),
         }
     }
 }
@@ -379,15 +385,27 @@ impl Engine {
         if log.used + blocks > g.log_blocks {
             return Err(self.poison(Error::LimitExceeded { what: "log record blocks", limit: g.log_blocks }));
         }
-        // The area is a ring; a record may continue at its start.
-        let head = blocks.min(g.log_blocks - log.at) as usize * BLOCK;
-        let (first, second) = buf.split_at(head);
-        for (bytes, block) in [(first, g.log_start_block + log.at), (second, g.log_start_block)] {
-            if !bytes.is_empty() {
-                let offset = block * BLOCK_BYTES;
-                let wrote = self.device.write_at(bytes, offset);
-                wrote.map_err(io("write", offset, bytes.len() as u64)).map_err(|e| self.poison(e))?;
+        // What carries its data is all that the next sync has to wait for.
+        let soon = record.flags & FLAG_INLINE != 0 && blocks <= SMALL_BLOCKS as u64;
+        if soon {
+            for (slot, block) in buf.chunks_exact(BLOCK).enumerate() {
+                log.small.fill(slot, |bytes| bytes.copy_from_slice(block));
             }
+        }
+        // The area is a ring; a record may continue at its start.
+        let head = blocks.min(g.log_blocks - log.at) as usize;
+        for (blocks, at) in [(0..head, log.at), (head..blocks as usize, 0)] {
+            if blocks.is_empty() {
+                continue;
+            }
+            let (offset, len) = ((g.log_start_block + at) * BLOCK_BYTES, (blocks.len() * BLOCK) as u64);
+            let wrote = if soon {
+                log.small
+                    .with_range(blocks.start, blocks.len(), |bytes| self.device.write_soon(bytes, offset))
+            } else {
+                self.device.write_at(&buf[blocks.start * BLOCK..blocks.end * BLOCK], offset)
+            };
+            wrote.map_err(io("write", offset, len)).map_err(|e| self.poison(e))?;
         }
         log.at = (log.at + blocks) % g.log_blocks;
         log.used += blocks;

@@ -16,7 +16,7 @@ mod mmap;
 use mmap::ReadMap;
 
 /// Writes of at least this many bytes, aligned to [`DIRECT_ALIGN`] in memory and in the file, go past the page
-/// cache. Smaller ones are quicker through it: the next sync writes them together.
+/// cache. Of smaller ones many are quicker through it: the next sync writes them together.
 const DIRECT_BYTES: usize = 256 << 10;
 const DIRECT_ALIGN: usize = 4096;
 
@@ -155,9 +155,17 @@ impl Device for FileDevice {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if buf.len() >= DIRECT_BYTES {
+            return self.write_soon(buf, offset);
+        }
+        self.check_writable()?;
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn write_soon(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check_writable()?;
         let aligned = |n: u64| n.is_multiple_of(DIRECT_ALIGN as u64);
-        if let Some(direct) = self.direct.as_ref().filter(|_| buf.len() >= DIRECT_BYTES)
+        if let Some(direct) = &self.direct
             && aligned(offset)
             && aligned(buf.len() as u64)
             && aligned(buf.as_ptr().addr() as u64)

@@ -38,6 +38,12 @@ pub trait Device: Send + Sync + 'static {
     /// Writes all of `buf` at `offset`; visible to later reads, durable only after [`sync`](Self::sync).
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
+    /// As [`write_at`](Self::write_at), for a small write that a sync follows at once: it may go to the medium
+    /// by the shortest way.
+    fn write_soon(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(buf, offset)
+    }
+
     /// Fills the buffers in turn from `offset`.
     fn read_vectored_at(&self, bufs: &mut [io::IoSliceMut<'_>], mut offset: u64) -> io::Result<()> {
         for buf in bufs {
