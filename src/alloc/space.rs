@@ -176,6 +176,8 @@ pub(crate) struct Space {
     /// Nodes that may be dirty at once: twice this, and pages, are reserved for metadata (P7).
     pub(crate) dirty_limit: u64,
     host_end: AtomicU64,
+    /// Chunks whose pages are held in memory until the next checkpoint.
+    touched: AtomicU64,
 }
 
 impl Space {
@@ -200,7 +202,13 @@ impl Space {
             poisoned,
             dirty_limit,
             host_end,
+            touched: AtomicU64::new(0),
         }
+    }
+
+    /// Chunks whose pages the next checkpoint has to write. Each counts as a dirty node does.
+    pub(crate) fn touched_chunks(&self) -> u64 {
+        self.touched.load(Ordering::Relaxed)
     }
 
     /// Blocks that metadata may still need (A5): all nodes that may be dirty, twice, two count pages and a
@@ -264,14 +272,23 @@ impl Space {
         }
     }
 
-    /// Adds `blocks` to a claim if they can be had without growing.
-    pub(crate) fn claim_more(&self, claim: &mut Claim<'_>, blocks: u64) {
+    /// Adds `blocks` to a claim, or none if they cannot be had without growing. Returns how many.
+    pub(crate) fn claim_more(&self, claim: &mut Claim<'_>, blocks: u64) -> u64 {
         let index = self.index.read();
         let mut s = self.state.lock();
-        if self.available(&index, &s) >= blocks {
-            s.claimed += blocks;
-            claim.left += blocks;
+        if self.available(&index, &s) < blocks {
+            return 0;
         }
+        s.claimed += blocks;
+        claim.left += blocks;
+        blocks
+    }
+
+    /// Gives up what a claim has beyond `left`.
+    pub(crate) fn claim_less(&self, claim: &mut Claim<'_>, left: u64) {
+        let surplus = claim.left.saturating_sub(left);
+        self.state.lock().claimed -= surplus;
+        claim.left -= surplus;
     }
 
     /// Takes back blocks that were handed out and never named.
@@ -662,12 +679,14 @@ impl Space {
         }
         // Readers may have loaded the page again since: everybody must share one.
         let checksums = self.store.page(crate::node::CHECKSUM_KEY | chunk, 0).unwrap_or(checksums);
-        self.store.keep(crate::node::CHECKSUM_KEY | chunk, 0, BLOCK, Arc::clone(&checksums));
+        // With room for the places of its blocks in the run buffers.
+        self.store.keep(crate::node::CHECKSUM_KEY | chunk, 0, 2 * BLOCK, Arc::clone(&checksums));
         if fresh {
             s.opened += 1;
         }
         let touched = Touched { base_free, frozen: Bits::none(), taken: Bits::none(), checksums, fresh };
         s.touched.insert(chunk, touched);
+        self.touched.store(s.touched.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -816,6 +835,7 @@ impl Space {
         s.damaged.clear();
         // Blocks taken after the freeze stay taken, over the new counts.
         s.touched.retain(|_, t| !t.taken.is_empty());
+        self.touched.store(s.touched.len() as u64, Ordering::Relaxed);
         (s.taken, s.opened) = (0, 0);
         for (chunk, t) in &mut s.touched {
             if let Some((base, free)) = fresh.remove(chunk) {

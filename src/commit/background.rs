@@ -106,6 +106,11 @@ impl Engine {
         }
     }
 
+    /// Nodes and pages that the next checkpoint has to write.
+    pub(super) fn dirty_pages(&self) -> u64 {
+        self.dirtied.load(Ordering::Relaxed) + self.space.touched_chunks()
+    }
+
     /// Asks the background for attention.
     pub(super) fn wake(&self) {
         if self.config.background {
@@ -157,7 +162,7 @@ impl Engine {
             return Ok(true);
         }
         let half_log = self.log.lock().used > self.space.geometry.log_blocks / 2;
-        let half_cache = self.dirtied.load(Ordering::Relaxed) > self.space.dirty_limit / 2;
+        let half_cache = self.dirty_pages() > self.space.dirty_limit / 2;
         if half_log || half_cache || self.reclaim_pending()? {
             self.checkpoint()?;
             return Ok(true);

@@ -268,8 +268,12 @@ impl Buffers {
                 // Lookups that may wait for the device come before anything is promised to this frame.
                 drop(fill);
                 space.prepare()?;
-                space.claim_more(claim, AHEAD.saturating_sub(most));
-                let run = space.take(claim, most, most.max(AHEAD))?;
+                // What is set aside has a claim of its own: a freeze may take it away again, and the writer's must
+                // last for all that it has to write.
+                let own = claim.left;
+                let more = space.claim_more(claim, AHEAD.saturating_sub(most));
+                let run = space.take(claim, most, most + more)?;
+                space.claim_less(claim, own.saturating_sub(run.len.min(most)));
                 fill = frame.fill.lock();
                 run
             }

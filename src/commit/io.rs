@@ -20,6 +20,8 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 /// background).
 const UNSYNCED_BYTES: u64 = 64 << 20;
 
+/// Blocks of a long read that are read and then verified together: 128 KiB.
+const VERIFY_BLOCKS: usize = 32;
 /// Blocks that are forgotten one by one when they change; beyond this the whole map is.
 const FORGET_BLOCKS: u64 = 1024;
 
@@ -197,11 +199,17 @@ impl Engine {
         index: usize,
         out: &mut [u8],
     ) -> Result<()> {
-        let offset = first.byte_offset();
-        self.device.read_at(out, offset).map_err(io("read", offset, out.len() as u64))?;
-        for (i, block) in out.chunks_exact(BLOCK).enumerate() {
-            let (want, got) = (page.get(index + i), block_crc(block));
-            if want != got {
+        // Piece by piece: what has just been read is verified while it is in the processor's cache.
+        for (n, piece) in (0..).zip(out.chunks_mut(VERIFY_BLOCKS * BLOCK)) {
+            let at = n * VERIFY_BLOCKS;
+            let offset = (first + at as u64).byte_offset();
+            self.device.read_at(piece, offset).map_err(io("read", offset, piece.len() as u64))?;
+            let mut blocks = (at..).zip(piece.chunks_exact(BLOCK));
+            let bad = blocks.find_map(|(i, block)| {
+                let (want, got) = (page.get(index + i), block_crc(block));
+                (want != got).then_some((i, want, got))
+            });
+            if let Some((i, want, got)) = bad {
                 let addr = first.raw() + i as u64;
                 return Err(Corruption::new(
                     "data block",
@@ -433,9 +441,10 @@ impl Engine {
     fn enter_write(&self, bytes: u64) -> Result<parking_lot::RwLockReadGuard<'_, ()>> {
         loop {
             self.writable()?;
-            if self.dirtied.load(Ordering::Relaxed) >= self.space.dirty_limit {
-                self.checkpoint_when(|e| e.dirtied.load(Ordering::Relaxed) >= e.space.dirty_limit)?;
-            } else if self.dirtied.load(Ordering::Relaxed) >= self.space.dirty_limit / 2 {
+            let dirty = self.dirty_pages();
+            if dirty >= self.space.dirty_limit {
+                self.checkpoint_when(|e| e.dirty_pages() >= e.space.dirty_limit)?;
+            } else if dirty >= self.space.dirty_limit / 2 {
                 self.wake();
             }
             let unsynced = self.buffers.unsynced.load(Ordering::Relaxed);
