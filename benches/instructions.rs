@@ -283,7 +283,13 @@ fn run(write: bool) -> Result<(), String> {
     }
     let mut why = format!("hot paths do not take the instructions they should:\n  {}\n", wrong.join("\n  "));
     if with != table.counted_with {
-        why += &format!("counted now with {with},\nfor the table with {}\n", table.counted_with);
+        // Another compiler makes other code: that is no fault of whoever changed something here.
+        println!("\n*** NOT COMPARABLE, nothing was checked: {why}");
+        println!(
+            "counted now with {with},\nfor the table with {}\nto check here: {REWRITE}",
+            table.counted_with
+        );
+        return Ok(());
     }
     why += &format!("where they go: callgrind_annotate {PROFILES}/*.callgrind\n");
     Err(why + &format!("when it is meant to be so: {REWRITE}"))

@@ -2,6 +2,7 @@
 //!
 //! - [`mod@format`] describes every byte of a pool, for readers and for other implementations.
 //! - [`durability`] says what survives what, and how each promise is tested.
+//! - [`performance`] says what calls cost, and what bounds them.
 //! - [`changelog`] lists what changed for users.
 
 #[doc = include_str!("format.md")]
@@ -9,6 +10,9 @@ pub mod format {}
 
 #[doc = include_str!("durability.md")]
 pub mod durability {}
+
+#[doc = include_str!("performance.md")]
+pub mod performance {}
 
 #[doc = include_str!("changelog.md")]
 pub mod changelog {}
