@@ -270,10 +270,10 @@ impl Buffers {
                 space.prepare()?;
                 // What is set aside has a claim of its own: a freeze may take it away again, and the writer's must
                 // last for all that it has to write.
-                let own = claim.left;
-                let more = space.claim_more(claim, AHEAD.saturating_sub(most));
-                let run = space.take(claim, most, most + more)?;
-                space.claim_less(claim, own.saturating_sub(run.len.min(most)));
+                let (own, now) = (claim.left, most.min(room));
+                let more = space.claim_more(claim, AHEAD.saturating_sub(now));
+                let run = space.take(claim, most, now + more)?;
+                space.claim_less(claim, own.saturating_sub(run.len.min(now)));
                 fill = frame.fill.lock();
                 run
             }
@@ -409,7 +409,10 @@ impl Buffers {
 
     fn keep(&self, frame: &Arc<Frame>) {
         let mut queue = self.queue.lock();
-        if let Some(at) = queue.full.iter().position(|f| Arc::ptr_eq(f, frame)) {
+        // Two may have written it: it may have been emptied and filled again since.
+        if frame.written.load(Ordering::SeqCst) == SLOTS
+            && let Some(at) = queue.full.iter().position(|f| Arc::ptr_eq(f, frame))
+        {
             queue.full.remove(at);
             self.full.store(queue.full.len(), Ordering::SeqCst);
             queue.kept.push_back(Arc::clone(frame));
