@@ -488,6 +488,10 @@ impl Space {
     /// Hands out a free run of at most `most` blocks against a claim. A writer that has `wanted` blocks to write
     /// in one piece gets a long run while there are some.
     pub(crate) fn take(&self, claim: &mut Claim<'_>, wanted: u64, most: u64) -> Result<Run> {
+        debug_assert!(claim.left > 0, "whoever takes has claimed");
+        if claim.left == 0 {
+            return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
+        }
         let most = most.min(claim.left).max(1);
         let mut long = wanted >= u64::from(SHORT);
         loop {

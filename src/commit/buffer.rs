@@ -326,6 +326,10 @@ impl Buffers {
     pub(crate) fn change(&self, page: &ChecksumPage, index: usize, each: impl FnOnce(&mut [u8])) -> bool {
         let place = page.place(index);
         let Some((frame, slot)) = self.frame_of(place) else { return false };
+        // What is sealed may be on its way to the device: not to be waited for, least of all ahead of readers.
+        if slot < frame.sealed.load(Ordering::SeqCst) {
+            return false;
+        }
         frame.slots.fill(slot, |bytes| {
             if page.place(index) != place || slot < frame.sealed.load(Ordering::SeqCst) {
                 return false;
@@ -417,5 +421,38 @@ impl Buffers {
             self.full.store(queue.full.len(), Ordering::SeqCst);
             queue.kept.push_back(Arc::clone(frame));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryDevice;
+
+    /// Two threads write one frame; the slower one files it only after it has been emptied and filled again.
+    #[test]
+    fn a_frame_that_was_filled_again_is_not_taken_for_written() {
+        let device = MemoryDevice::new();
+        device.set_len(16 << 20).unwrap();
+        let buffers = Buffers::new(4 << 20);
+        let mut block = 0;
+        let mut fill_one = || {
+            for _ in 0..SLOTS {
+                let page = Arc::new(ChecksumPage::zeroed());
+                buffers.adopt(BlockAddr::new(block), 0, &[7; BLOCK], page);
+                block += 1;
+            }
+        };
+        (0..5).for_each(|_| fill_one());
+        let first = Arc::clone(&buffers.frames.read()[0]);
+        buffers.seal();
+        assert!(first.write(&device).unwrap(), "what the slower thread found");
+        buffers.write_full(&device, 0).unwrap();
+        // The next frame is the first one again, and then it is full.
+        fill_one();
+        fill_one();
+        assert!(buffers.queue.lock().full.iter().any(|f| Arc::ptr_eq(f, &first)), "the scene is set");
+        buffers.keep(&first);
+        assert!(buffers.queue.lock().full.iter().any(|f| Arc::ptr_eq(f, &first)), "not on the device yet");
     }
 }
