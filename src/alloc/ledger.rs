@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::Bits;
 use super::index::{self, IndexNode};
-use super::space::{ChecksumPage, Space};
+use super::pages::ChecksumPage;
+use super::space::Space;
 use crate::error::{Corruption, Error, Result};
 use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
 use crate::format::chunk::{FANOUT, index_height};

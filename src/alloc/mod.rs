@@ -17,9 +17,11 @@
 mod bits;
 mod index;
 mod ledger;
+mod pages;
 mod space;
 
 pub(crate) use bits::Bits;
 pub(crate) use index::IndexNode;
 pub(crate) use ledger::Ledger;
-pub(crate) use space::{ChecksumPage, Claim, IndexRoot, PoolBlocks, Run, Space};
+pub(crate) use pages::ChecksumPage;
+pub(crate) use space::{Claim, IndexRoot, PoolBlocks, Run, Space};
