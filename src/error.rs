@@ -16,25 +16,30 @@ pub enum Error {
     InvalidArgument {
         /// The argument, by its name in the API.
         field: &'static str,
+        /// Which rule, for a program to tell apart.
+        rule: Violation,
         /// The rule it breaks, with the limit and the value.
         why: String,
     },
     /// The object is in a state in which the documented rules refuse the operation.
-    #[error("{object} {id} is {status}, which does not allow {op}")]
+    #[error("{object} {id} is {status}, which does not allow {op}{}", rule.explained())]
     InvalidState {
-        /// `volume` or `snapshot`.
+        /// `volume`, `snapshot`, `image`, `backup` or `batch`.
         object: &'static str,
         /// Id of the object.
         id: String,
         /// Its status now.
         status: &'static str,
-        /// The refused operation.
+        /// The refused operation: `attach`, `backup`, `bootable`, `clone`, `create_snapshot`, `delete`, `detach`,
+        /// `extend`, `read_only`, `reserve`, `restore`, `rollback`, `update`...
         op: &'static str,
+        /// Which rule, for a program to tell apart.
+        rule: StateRule,
     },
     /// No such object in this pool.
     #[error("no {object} {id} in this pool")]
     NotFound {
-        /// `volume` or `snapshot`.
+        /// `volume`, `snapshot`, `image`, `attachment`, `project`, `zone` or `metadata key`.
         object: &'static str,
         /// The id asked for.
         id: String,
@@ -42,7 +47,7 @@ pub enum Error {
     /// A supplied id or a path is taken.
     #[error("{object} {id} already exists")]
     AlreadyExists {
-        /// `volume`, `snapshot` or `pool`.
+        /// `volume`, `snapshot`, `image`, `project`, `zone` or `pool`.
         object: &'static str,
         /// The id or path.
         id: String,
@@ -51,7 +56,7 @@ pub enum Error {
     #[error("{what} would pass the limit of {limit}")]
     LimitExceeded {
         /// What is limited.
-        what: &'static str,
+        what: Limited,
         /// The limit.
         limit: u64,
     },
@@ -66,7 +71,7 @@ pub enum Error {
     /// The object is held or in use by another call: try again after it is released.
     #[error("{object} {id} is busy: {why}")]
     Busy {
-        /// `volume`, `snapshot` or `pool`.
+        /// `volume`, `snapshot`, `image` or `pool`.
         object: &'static str,
         /// Id of the object.
         id: String,
@@ -79,7 +84,7 @@ pub enum Error {
     /// The pool, snapshot or attachment is read-only.
     #[error("{object} is read-only")]
     ReadOnly {
-        /// `pool`, `snapshot` or `attachment`.
+        /// `pool`, `snapshot`, `volume` or `attachment`.
         object: &'static str,
     },
     /// No space for this write, before any of its effects: delete something or raise the limit.
@@ -118,8 +123,153 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> Self {
-        Self::InvalidArgument { field, why: why.into() }
+    pub(crate) fn invalid(field: &'static str, rule: Violation, why: impl Into<String>) -> Self {
+        Self::InvalidArgument { field, rule, why: why.into() }
+    }
+
+    pub(crate) fn not_found(object: &'static str, id: impl ToString) -> Self {
+        Self::NotFound { object, id: id.to_string() }
+    }
+}
+
+/// The rules about arguments. A dialect maps each to the code that its documents name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A number is outside its range: bounds of a transfer, options of a pool, a count of attachments.
+    Range,
+    /// The request cannot be read at all. Only dialects find this.
+    Malformed,
+    /// A field has another type than it must have. Only dialects find this.
+    WrongType,
+    /// Something that is needed was not given.
+    Missing,
+    /// An update that changes nothing.
+    NothingToChange,
+    /// An id that no object can have.
+    Id,
+    /// A project id that cannot be one, or that is not the caller's.
+    Project,
+    /// A text is too long.
+    TooLong,
+    /// A name with a prefix that belongs to the system, where the profile refuses it.
+    ReservedName,
+    /// A metadata key or value is too long.
+    Metadata,
+    /// The metadata as a whole are too large.
+    MetadataTooLarge,
+    /// A metadata pair that asks for encryption has a bad value.
+    Encryption,
+    /// The metadata key `hw:passthrough` has a bad value.
+    Passthrough,
+    /// The metadata key `full_clone` has a bad value.
+    FullClone,
+    /// A metadata key with a meaning that a volume from a snapshot or image cannot have.
+    SourceMetadata,
+    /// A size is missing, no multiple of its step, or out of its range.
+    Size,
+    /// A size is below that of the source of the data, or below what an image needs.
+    BelowSource,
+    /// A size is below that of the backup.
+    BelowBackup,
+    /// An extension to a size that is not larger.
+    NotLarger,
+    /// More than one source of data.
+    SeveralSources,
+    /// A number of volumes outside its range.
+    Count,
+    /// Several volumes from one backup.
+    CountFromBackup,
+    /// A volume type that the profile does not know.
+    VolumeType,
+    /// Another volume type than the source has.
+    VolumeTypeDiffers,
+    /// A zone that is not there, or not available.
+    Zone,
+    /// Another zone than the source is in.
+    ZoneDiffers,
+    /// Another zone than the backup is in.
+    BackupZone,
+    /// A bad value for whether a volume is shared. Only dialects find this.
+    Shared,
+    /// A shared volume from an image.
+    SharedImage,
+    /// A limit, offset or marker of a page that cannot be one.
+    Page,
+    /// A key to sort by that is not known.
+    SortKey,
+    /// A direction to sort in that is not known.
+    SortDirection,
+    /// A status that no object can have.
+    StatusFilter,
+    /// A bad zone in a filter.
+    ZoneFilter,
+    /// A bad metadata filter.
+    MetadataFilter,
+    /// Any other bad filter.
+    Filter,
+    /// A rollback to a volume that the snapshot is not of.
+    NotSourceVolume,
+}
+
+/// The rules about states. A dialect maps each to the code that its documents name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum StateRule {
+    /// The status does not allow it, whatever else is said.
+    Status,
+    /// It is attached, and the call did not say that this is accepted, or this never is.
+    Attached,
+    /// It is shared and not `available`.
+    Shared,
+    /// The server it is attached to is in a state that does not allow it.
+    Server,
+    /// The snapshot belongs to a backup.
+    BackupOwned,
+}
+
+impl StateRule {
+    fn explained(self) -> &'static str {
+        match self {
+            Self::Status | Self::Attached => "",
+            Self::Shared => " because it is shared",
+            Self::Server => " because of the state of its server",
+            Self::BackupOwned => " because it belongs to a backup",
+        }
+    }
+}
+
+/// What a limit is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Limited {
+    /// Attachments of one volume.
+    Attachments,
+    /// Snapshots of one volume, those of backups not counted.
+    Snapshots,
+    /// Volumes of one project.
+    Volumes,
+    /// Bytes of the volumes of one project, by their virtual size.
+    VolumeBytes,
+    /// Zones of the pool.
+    Zones,
+    /// Bytes that one transaction changes; a larger log allows more.
+    TransactionBytes,
+    /// Blocks of the log.
+    LogBlocks,
+}
+
+impl std::fmt::Display for Limited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Attachments => "attachments of the volume",
+            Self::Snapshots => "snapshots of the volume",
+            Self::Volumes => "volumes of the project",
+            Self::VolumeBytes => "bytes in the volumes of the project",
+            Self::Zones => "zones of the pool",
+            Self::TransactionBytes => "bytes of the transaction",
+            Self::LogBlocks => "blocks of the log",
+        })
     }
 }
 

@@ -68,7 +68,10 @@ mod units;
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Owner, Phase, Progress};
 pub use commit::Stats;
-pub use error::{Corruption, Error, Result};
+pub use error::{Corruption, Error, Limited, Result, StateRule, Violation};
 pub use pool::*;
 pub use sources::{Clock, IdSource, SequentialIds, StepClock, SystemClock, SystemIds};
-pub use units::{BLOCK_BYTES, BlockAddr, Geometry, Lba, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+pub use units::{
+    AttachmentId, BLOCK_BYTES, BackupId, BlockAddr, Geometry, ImageId, Lba, MAX_VOLUME_BYTES, SnapshotId,
+    VolumeId,
+};

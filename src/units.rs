@@ -88,9 +88,6 @@ macro_rules! id {
             pub const fn raw(self) -> Uuid {
                 self.0
             }
-            pub(crate) fn object(self) -> ObjectId {
-                ObjectId(self.0.into_bytes())
-            }
         }
 
         impl fmt::Display for $name {
@@ -122,8 +119,32 @@ id!(
     /// Identity of a snapshot, unique in its pool, never used again.
     SnapshotId
 );
+id!(
+    /// Identity of an image, unique in its pool, never used again.
+    ImageId
+);
+id!(
+    /// Identity of a backup.
+    BackupId
+);
+id!(
+    /// Identity of one attachment of a volume to a server.
+    AttachmentId
+);
 
-/// Anything that owns an extent map: a volume, a snapshot, or a map on its way out.
+macro_rules! objects {
+    ($($name:ident),*) => {
+        $(impl $name {
+            pub(crate) fn object(self) -> ObjectId {
+                ObjectId(self.0.into_bytes())
+            }
+        })*
+    };
+}
+
+objects!(VolumeId, SnapshotId, ImageId, BackupId);
+
+/// Anything that owns an extent map: a volume, a snapshot, an image, or a map on its way out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectId(pub(crate) [u8; 16]);
 

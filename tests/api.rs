@@ -70,7 +70,7 @@ fn blank_volume_reads_zero_and_shows_what_it_was_given() {
     assert_eq!(shown.metadata, BTreeMap::from([("owner".into(), "me".into())]));
     assert_eq!((shown.size_bytes, shown.status), (SIZE, VolumeStatus::Available));
     assert_eq!((shown.source, shown.multiattach), (VolumeSource::Blank, false));
-    assert_eq!((shown.attachments, shown.snapshot_count, shown.updated_at_micros), (0, 0, None));
+    assert_eq!((shown.handles, shown.snapshot_count, shown.updated_at_micros), (0, 0, None));
     assert_eq!(content(&pool, id), vec![0; SIZE as usize]);
     let unnamed = pool.create_volume(VolumeSpec::blank(BLOCK)).unwrap();
     assert_eq!((unnamed.name, unnamed.description), (None, None));
@@ -389,7 +389,7 @@ fn attachment_makes_a_volume_in_use_until_the_last_disk_is_dropped() {
     let plain = pool.create_volume(VolumeSpec::blank(SIZE)).unwrap().id;
     let disk = pool.attach(plain, AttachOptions::default()).unwrap();
     let shown = pool.volume(plain).unwrap();
-    assert_eq!((shown.status, shown.attachments), (VolumeStatus::InUse, 1));
+    assert_eq!((shown.status, shown.handles), (VolumeStatus::InUse, 1));
     assert!(matches!(pool.attach(plain, AttachOptions::default()), Err(Error::InvalidState { .. })));
     assert_eq!(disk.volume_id(), Some(plain));
     disk.detach();
@@ -400,7 +400,7 @@ fn attachment_makes_a_volume_in_use_until_the_last_disk_is_dropped() {
         Err(Error::LimitExceeded { limit: 16, .. }) => {}
         other => panic!("{other:?}"),
     }
-    assert_eq!(pool.volume(shared).unwrap().attachments, 16);
+    assert_eq!(pool.volume(shared).unwrap().attachments.len(), 16);
     disks[3].write_at(b"shared", 5).unwrap();
     let mut seen = [0; 6];
     disks[9].read_at(&mut seen, 5).unwrap();

@@ -53,7 +53,7 @@ impl Fixture {
     fn refuses<T>(&self, field: &str, limit: &str, call: impl FnOnce(&Pool) -> snapvol::Result<T>) {
         let before = listing(&self.pool);
         match call(&self.pool).map(|_| "done") {
-            Err(Error::InvalidArgument { field: named, why }) => {
+            Err(Error::InvalidArgument { field: named, why, .. }) => {
                 assert_eq!(named, field, "{why}");
                 assert!(why.contains(limit), "the reason must name {limit}: {why}");
             }
@@ -260,7 +260,7 @@ fn offsets_and_lengths_outside_a_disk_are_refused() {
     let mut buf = [0; 100];
     for offset in [SIZE - 99, SIZE, SIZE + 1, u64::MAX - 50, u64::MAX] {
         let refused = |outcome: snapvol::Result<()>| match outcome {
-            Err(Error::InvalidArgument { field, why }) => {
+            Err(Error::InvalidArgument { field, why, .. }) => {
                 assert!(field == "offset" || field == "range" || field == "len", "{field}: {why}");
                 assert!(why.contains(&SIZE.to_string()), "{why}");
             }

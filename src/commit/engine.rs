@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::reclaim::TrashState;
 use crate::alloc::{PoolBlocks, Space};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Violation};
 use crate::extent::Map;
 use crate::format::NodeRef;
 use crate::format::chunk::index_height;
@@ -116,6 +116,7 @@ impl Engine {
             let least = geometry.bytes_for(3);
             return Err(Error::invalid(
                 "limit_bytes",
+                Violation::Range,
                 format!("at least {least} for this geometry, got {}", config.limit_bytes),
             ));
         }

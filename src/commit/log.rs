@@ -7,7 +7,7 @@ use super::catalogue::Catalogue;
 use super::engine::{Engine, io};
 use super::object::Object;
 use crate::device::SlotBuffer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step};
 use crate::format::superblock::Superblock;
@@ -383,7 +383,7 @@ impl Engine {
         let g = &self.space.geometry;
         let blocks = (buf.len() / BLOCK) as u64;
         if log.used + blocks > g.log_blocks {
-            return Err(self.poison(Error::LimitExceeded { what: "log record blocks", limit: g.log_blocks }));
+            return Err(self.poison(Error::LimitExceeded { what: Limited::LogBlocks, limit: g.log_blocks }));
         }
         // What carries its data is all that the next sync has to wait for.
         let soon = record.flags & FLAG_INLINE != 0 && blocks <= SMALL_BLOCKS as u64;
@@ -448,7 +448,7 @@ impl Engine {
                 }
                 Err(Halt::LogFull) => {
                     return Err(Error::LimitExceeded {
-                        what: "log blocks",
+                        what: Limited::LogBlocks,
                         limit: self.space.geometry.log_blocks,
                     });
                 }

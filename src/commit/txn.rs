@@ -8,7 +8,7 @@ use super::catalogue::{self, TABLE_TRASH, object_key};
 use super::engine::{Engine, internal_number};
 use super::log::{Halt, step_bytes};
 use super::reclaim::TrashState;
-use crate::error::{Error, Result};
+use crate::error::{Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::Step;
 use crate::trace::event;
@@ -133,7 +133,7 @@ impl Engine {
         let bytes: u64 = steps.iter().map(step_bytes).sum();
         let limit = self.steps_limit();
         if bytes > limit {
-            return Err(Error::LimitExceeded { what: "transaction bytes", limit });
+            return Err(Error::LimitExceeded { what: Limited::TransactionBytes, limit });
         }
         if steps.is_empty() {
             return Ok(value);

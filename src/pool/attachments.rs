@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 
 use crate::units::ObjectId;
 
+use super::servers::ServerState;
+
 #[derive(Default)]
 pub(super) struct Attachments {
     table: Mutex<Places>,
@@ -21,6 +23,8 @@ pub(super) struct Attachments {
 struct Places {
     closed: bool,
     taken: u64,
+    /// Numbers the places.
+    entered: u64,
     objects: HashMap<ObjectId, Entry>,
 }
 
@@ -31,6 +35,16 @@ struct Entry {
     /// What the last mark is for.
     status: &'static str,
     size_bytes: Arc<AtomicU64>,
+    handles: Vec<Handle>,
+}
+
+/// One place that is taken, as others may see it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Handle {
+    pub(super) number: u64,
+    pub(super) since_micros: u64,
+    pub(super) read_only: bool,
+    pub(super) server_state: ServerState,
 }
 
 /// Why there is no place.
@@ -49,23 +63,41 @@ impl Attachments {
         self.table.lock().objects.get(&id).map_or(0, |e| e.attached)
     }
 
+    /// Who has a place, first come first.
+    pub(super) fn handles(&self, id: ObjectId) -> Vec<Handle> {
+        self.table.lock().objects.get(&id).map_or_else(Vec::new, |e| e.handles.clone())
+    }
+
     /// Takes one of `most` places.
-    pub(super) fn enter(self: &Arc<Self>, id: ObjectId, most: u32) -> Result<Place, NoPlace> {
+    pub(super) fn enter(self: &Arc<Self>, id: ObjectId, most: u32, now: u64) -> Result<Place, NoPlace> {
+        self.take(id, most, now, false)
+    }
+
+    /// Takes a place for whoever has marked the object.
+    pub(super) fn enter_marked(self: &Arc<Self>, id: ObjectId, now: u64) -> Result<Place, NoPlace> {
+        self.take(id, 1, now, true)
+    }
+
+    fn take(self: &Arc<Self>, id: ObjectId, most: u32, now: u64, marked: bool) -> Result<Place, NoPlace> {
         let mut table = self.table.lock();
         if table.closed {
             return Err(NoPlace::Closed);
         }
+        table.entered += 1;
+        let number = table.entered;
         let entry = table.objects.entry(id).or_default();
-        if entry.marks > 0 {
+        if entry.marks > 0 && !marked {
             return Err(NoPlace::Marked(entry.status));
         }
         if entry.attached >= most {
             return Err(NoPlace::Full);
         }
         entry.attached += 1;
+        let server_state = ServerState::Active;
+        entry.handles.push(Handle { number, since_micros: now, read_only: false, server_state });
         let size_bytes = Arc::clone(&entry.size_bytes);
         table.taken += 1;
-        Ok(Place { table: Arc::clone(self), id, size_bytes })
+        Ok(Place { table: Arc::clone(self), id, number, size_bytes })
     }
 
     /// Keeps newcomers out while the mark lives; `None` when somebody is attached.
@@ -111,10 +143,19 @@ impl Places {
 pub(super) struct Place {
     table: Arc<Attachments>,
     id: ObjectId,
+    number: u64,
     size_bytes: Arc<AtomicU64>,
 }
 
 impl Place {
+    /// Changes what others see of it.
+    pub(super) fn describe(&self, change: impl FnOnce(&mut Handle)) {
+        let mut table = self.table.table.lock();
+        let entry = table.objects.get_mut(&self.id);
+        if let Some(handle) = entry.and_then(|e| e.handles.iter_mut().find(|h| h.number == self.number)) {
+            change(handle);
+        }
+    }
     pub(super) fn id(&self) -> ObjectId {
         self.id
     }
@@ -132,6 +173,7 @@ impl Drop for Place {
         table.taken -= 1;
         if let Some(entry) = table.objects.get_mut(&self.id) {
             entry.attached -= 1;
+            entry.handles.retain(|h| h.number != self.number);
         }
         table.tidy(self.id);
     }
@@ -162,25 +204,25 @@ mod tests {
     #[test]
     fn a_mark_keeps_newcomers_out_and_a_place_refuses_the_mark() {
         let table = Arc::new(Attachments::default());
-        let place = table.enter(ID, 1).unwrap_or_else(|_| panic!("a free place"));
-        assert!(matches!(table.enter(ID, 1), Err(NoPlace::Full)));
-        assert!(table.enter(ID, 2).is_ok());
+        let place = table.enter(ID, 1, 0).unwrap_or_else(|_| panic!("a free place"));
+        assert!(matches!(table.enter(ID, 1, 0), Err(NoPlace::Full)));
+        assert!(table.enter(ID, 2, 0).is_ok());
         assert!(table.mark(ID, "deleting").is_none());
         assert!(!table.close());
         drop(place);
         let (one, two) = (table.mark(ID, "deleting"), table.mark(ID, "deleting"));
         drop(one);
-        assert!(matches!(table.enter(ID, 1), Err(NoPlace::Marked("deleting"))));
+        assert!(matches!(table.enter(ID, 1, 0), Err(NoPlace::Marked("deleting"))));
         drop(two);
         assert!(table.table.lock().objects.is_empty());
         assert!(table.close());
-        assert!(matches!(table.enter(ID, 1), Err(NoPlace::Closed)));
+        assert!(matches!(table.enter(ID, 1, 0), Err(NoPlace::Closed)));
     }
 
     #[test]
     fn attached_disks_share_a_size_that_only_grows() {
         let table = Arc::new(Attachments::default());
-        let (a, b) = (table.enter(ID, 2).ok().unwrap(), table.enter(ID, 2).ok().unwrap());
+        let (a, b) = (table.enter(ID, 2, 0).ok().unwrap(), table.enter(ID, 2, 0).ok().unwrap());
         a.grow(8192);
         table.grow(ID, 16384);
         b.grow(8192);

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, StateRule, Violation};
 use crate::units::{ObjectId, SnapshotId, VolumeId};
 
 use super::attachments::Mark;
 use super::catalogue::{self, Stage, Table};
+use super::limits::Limits;
 use super::pool::{Inner, Pool};
 use super::snapshot::Snapshot;
+use super::status::VolumeStatus;
 use super::volume::Volume;
 
 /// How often the source of ids is asked before a taken id is an error.
@@ -22,6 +24,8 @@ const ID_TRIES: usize = 16;
 /// still be committed.
 pub struct Batch<'a> {
     pub(super) inner: &'a Arc<Inner>,
+    /// What the handle that began it allows.
+    pub(super) limits: &'a Limits,
     stage: &'a mut dyn Stage,
     effects: Effects,
     /// A map was shared: what is written from now on belongs to the next epoch.
@@ -40,6 +44,8 @@ pub(super) struct Effects {
     sizes: Vec<(ObjectId, u64)>,
     /// Maps on their way out whose progress nobody will ask for.
     unwatched: Vec<ObjectId>,
+    /// Reservations that this has completed.
+    completed: Vec<(VolumeId, VolumeStatus)>,
 }
 
 impl Pool {
@@ -66,7 +72,12 @@ impl Pool {
     /// # Errors
     /// The error that `build` returns, without any effect; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn batch<T>(&self, build: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
-        self.inner.transact(build)
+        self.transact(build)
+    }
+
+    /// As [`batch`](Self::batch), from within the crate.
+    pub(super) fn transact<T>(&self, build: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
+        self.inner.transact_within(&self.limits, build)
     }
 
     /// The volume as it is now.
@@ -89,8 +100,17 @@ impl Pool {
 }
 
 impl Inner {
+    /// A transaction of the pool's own, which no profile limits.
     pub(super) fn transact<T>(
         self: &Arc<Self>,
+        build: impl FnOnce(&mut Batch<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.transact_within(&Limits::native(), build)
+    }
+
+    fn transact_within<T>(
+        self: &Arc<Self>,
+        limits: &Limits,
         build: impl FnOnce(&mut Batch<'_>) -> Result<T>,
     ) -> Result<T> {
         if self.engine.is_read_only() {
@@ -99,6 +119,7 @@ impl Inner {
         let (value, effects) = self.engine.transact(|txn| {
             let mut batch = Batch {
                 inner: self,
+                limits,
                 stage: txn,
                 effects: Effects::default(),
                 shares: false,
@@ -108,10 +129,13 @@ impl Inner {
             let value = build(&mut batch)?;
             Ok((value, batch.finish()?))
         })?;
-        let Effects { marks, sizes, unwatched } = effects;
+        let Effects { marks, sizes, unwatched, completed } = effects;
         self.engine.forget_trash(&unwatched);
         for (id, size_bytes) in sizes {
             self.attachments.grow(id, size_bytes);
+        }
+        for (id, status) in completed {
+            self.jobs.unreserve(id, status);
         }
         // Only now that the records are gone or changed may others look at them.
         drop(marks);
@@ -149,6 +173,7 @@ impl Batch<'_> {
         if wanted.is_some_and(is_reserved) {
             return Err(Error::invalid(
                 "id",
+                Violation::Id,
                 "ids whose first eight bytes are all 0xff belong to the engine",
             ));
         }
@@ -200,11 +225,22 @@ impl Batch<'_> {
         self.gone.push(id);
     }
 
+    /// As [`trash`](Self::trash), and nobody is going to ask how far it is.
+    pub(super) fn trash_unwatched(&mut self, id: ObjectId) {
+        self.trash(id);
+        self.effects.unwatched.push(id);
+    }
+
     /// Gives an object the map of another; the one it had goes.
     pub(super) fn replace(&mut self, to: ObjectId, from: ObjectId) {
         let old = self.stage.trash_copy_of(to);
         self.effects.unwatched.push(old);
         self.share(to, from);
+    }
+
+    /// A reservation that is over once the transaction is through.
+    pub(super) fn completes(&mut self, id: VolumeId, status: VolumeStatus) {
+        self.effects.completed.push((id, status));
     }
 
     pub(super) fn resized(&mut self, id: ObjectId, size_bytes: u64) {
@@ -218,6 +254,7 @@ impl Batch<'_> {
                 id: self.inner.engine.uuid().to_string(),
                 status: "half staged after an error",
                 op: "commit",
+                rule: StateRule::Status,
             });
         }
         if self.shares {

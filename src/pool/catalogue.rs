@@ -11,16 +11,30 @@
 //! | 0x05 snapshots of | volume (16), inverted time (8), id (16) | empty | the snapshots of one volume |
 //! | 0x06 made from | source (16), inverted time (8), id (16) | empty | volumes made from a snapshot or volume |
 //! | 0x07 ephemeral | id (16) | empty | copies that the next open removes |
-//! | 0x08 counts | volume (16) | count (8, little-endian) | how many snapshots of a volume exist |
+//! | 0x08 counts | volume (16) | count (8), of them of backups (8), little-endian | how many snapshots of a volume exist |
+//! | 0x09 images | id (16), segment (2) | up to 1,000 bytes of the record | an image by id |
+//! | 0x0A image times | inverted time (8), id (16) | empty | images, newest first, then by id |
+//! | 0x0B attachments | volume (16), attachment (16) | see [`servers`](super::servers) | what servers hold a volume |
+//! | 0x0C projects | number (4); nothing | see [`projects`](super::projects); highest number (4) | a project by number |
+//! | 0x0D project ids | id (1 to 60) | number (4) | a project by id |
+//! | 0x0E usage | project (4) | see [`projects`](super::projects) | what a project has |
+//! | 0x0F zones | number (2) | see [`zones`](super::zones) | zones |
+//! | 0x10 aliases | 1 volume, 2 snapshot (1), alias (8) | id (16) | an object by its alias |
+//! | 0x11 unfinished | id (16) | empty | volumes and snapshots that the next open removes |
+//! | 0x12 volumes in | project (4), inverted time (8), id (16) | empty | the volumes of one project |
+//! | 0x13 snapshots in | project (4), inverted time (8), id (16) | empty | the snapshots of one project |
 //!
 //! The count stands apart from the record so that a snapshot of a volume with a MiB of metadata does not
 //! rewrite that MiB. It outlives a volume whose snapshots were kept.
 
 use crate::commit::{Engine, TABLE_TRASH, Txn};
 use crate::error::{Corruption, Error, Result};
-use crate::units::{ObjectId, SnapshotId, VolumeId};
+use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
 
-use super::records::{Record, SnapshotRecord, VolumeRecord, declared_len};
+use super::aliases::{Alias, AliasOf};
+use super::image_record::ImageRecord;
+use super::projects::{self, Usage};
+use super::records::{Record, SnapshotRecord, VolumeRecord};
 use super::volume::VolumeSource;
 
 const VOLUMES: u8 = 0x01;
@@ -31,6 +45,17 @@ const SNAPSHOTS_OF: u8 = 0x05;
 const MADE_FROM: u8 = 0x06;
 const EPHEMERAL: u8 = 0x07;
 const COUNTS: u8 = 0x08;
+const IMAGES: u8 = 0x09;
+const IMAGE_TIMES: u8 = 0x0A;
+pub(super) const ATTACHMENTS: u8 = 0x0B;
+pub(super) const PROJECTS: u8 = 0x0C;
+pub(super) const PROJECT_IDS: u8 = 0x0D;
+pub(super) const USAGE: u8 = 0x0E;
+pub(super) const ZONES: u8 = 0x0F;
+const ALIASES: u8 = 0x10;
+const UNFINISHED: u8 = 0x11;
+const VOLUMES_IN: u8 = 0x12;
+const SNAPSHOTS_IN: u8 = 0x13;
 
 /// Bytes of a record in one catalogue entry.
 const SEGMENT_BYTES: usize = 1000;
@@ -107,10 +132,23 @@ fn segment_key(table: u8, id: ObjectId, segment: u16) -> Vec<u8> {
     key
 }
 
-fn id_key(table: u8, id: ObjectId) -> Vec<u8> {
+pub(super) fn id_key(table: u8, id: ObjectId) -> Vec<u8> {
     let mut key = Vec::with_capacity(17);
     key.push(table);
     key.extend_from_slice(&id.0);
+    key
+}
+
+fn number_key(table: u8, number: u32) -> Vec<u8> {
+    let mut key = Vec::with_capacity(29);
+    key.push(table);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn alias_key(of: AliasOf, alias: Alias) -> Vec<u8> {
+    let mut key = vec![ALIASES, of as u8];
+    key.extend_from_slice(&alias.raw());
     key
 }
 
@@ -149,6 +187,21 @@ impl Index {
     }
     pub(super) fn ephemeral() -> Self {
         Self::of(vec![EPHEMERAL])
+    }
+    pub(super) fn unfinished() -> Self {
+        Self::of(vec![UNFINISHED])
+    }
+    pub(super) fn images() -> Self {
+        Self::of(vec![IMAGE_TIMES])
+    }
+    pub(super) fn volumes_in(project: u32) -> Self {
+        Self::of(number_key(VOLUMES_IN, project))
+    }
+    pub(super) fn snapshots_in(project: u32) -> Self {
+        Self::of(number_key(SNAPSHOTS_IN, project))
+    }
+    pub(super) fn attachments(volume: VolumeId) -> Self {
+        Self::of(id_key(ATTACHMENTS, volume.object()))
     }
     /// Starts behind the object that was created then under this id, whether it is in this index or not.
     pub(super) fn after(mut self, created: u64, id: ObjectId) -> Self {
@@ -213,7 +266,7 @@ impl Index {
 
 fn read<R: Record>(table: &dyn Table, code: u8, id: ObjectId) -> Result<Option<R>> {
     let Some(mut bytes) = table.get(&segment_key(code, id, 0))? else { return Ok(None) };
-    let len = declared_len(&bytes, R::STRUCTURE)?;
+    let len = R::declared_len(&bytes)?;
     let mut segment = 0u16;
     while bytes.len() < len {
         segment += 1;
@@ -257,6 +310,14 @@ pub(super) fn snapshot(table: &dyn Table, id: SnapshotId) -> Result<Option<Snaps
     read(table, SNAPSHOTS, id.object())
 }
 
+pub(super) fn image(table: &dyn Table, id: ImageId) -> Result<Option<ImageRecord>> {
+    read(table, IMAGES, id.object())
+}
+
+pub(super) fn need_image(table: &dyn Table, id: ImageId) -> Result<ImageRecord> {
+    image(table, id)?.ok_or_else(|| Error::not_found("image", id))
+}
+
 pub(super) fn need_volume(table: &dyn Table, id: VolumeId) -> Result<VolumeRecord> {
     volume(table, id)?.ok_or_else(|| Error::NotFound { object: "volume", id: id.to_string() })
 }
@@ -269,11 +330,24 @@ pub(super) fn has_volume(table: &dyn Table, id: VolumeId) -> Result<bool> {
     Ok(table.get(&segment_key(VOLUMES, id.object(), 0))?.is_some())
 }
 
+pub(super) fn has_snapshot(table: &dyn Table, id: SnapshotId) -> Result<bool> {
+    Ok(table.get(&segment_key(SNAPSHOTS, id.object(), 0))?.is_some())
+}
+
+pub(super) fn by_alias(table: &dyn Table, of: AliasOf, alias: Alias) -> Result<Option<ObjectId>> {
+    let Some(bytes) = table.get(&alias_key(of, alias))? else { return Ok(None) };
+    match <[u8; 16]>::try_from(&bytes[..]) {
+        Ok(id) => Ok(Some(ObjectId(id))),
+        Err(_) => Err(Corruption::new("alias", 0, "length", 16, bytes.len()).into()),
+    }
+}
+
 /// What an id already names, if anything. Snapshots that were kept still claim the id of their volume.
 pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'static str>> {
     let names = [
         ("volume", segment_key(VOLUMES, id, 0)),
         ("snapshot", segment_key(SNAPSHOTS, id, 0)),
+        ("image", segment_key(IMAGES, id, 0)),
         ("volume", id_key(COUNTS, id)),
         ("ephemeral copy", id_key(EPHEMERAL, id)),
     ];
@@ -287,7 +361,12 @@ pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'stati
 
 /// The keys of which one exists while the map of `id` has an owner.
 pub(super) fn owner_keys(id: ObjectId) -> Vec<Vec<u8>> {
-    vec![segment_key(VOLUMES, id, 0), segment_key(SNAPSHOTS, id, 0), id_key(EPHEMERAL, id)]
+    vec![
+        segment_key(VOLUMES, id, 0),
+        segment_key(SNAPSHOTS, id, 0),
+        segment_key(IMAGES, id, 0),
+        id_key(EPHEMERAL, id),
+    ]
 }
 
 /// Whether a map under this id is still being reclaimed. The engine's own tables know it, across openings too.
@@ -295,22 +374,33 @@ pub(super) fn is_leaving(table: &dyn Table, id: ObjectId) -> Result<bool> {
     Ok(table.get(&id_key(TABLE_TRASH, id))?.is_some())
 }
 
-pub(super) fn snapshot_count(table: &dyn Table, volume: VolumeId) -> Result<u64> {
-    match table.get(&id_key(COUNTS, volume.object()))? {
-        None => Ok(0),
-        Some(bytes) => match <[u8; 8]>::try_from(&bytes[..]) {
-            Ok(le) => Ok(u64::from_le_bytes(le)),
-            Err(_) => Err(Corruption::new("snapshot count", 0, "length", 8, bytes.len()).into()),
-        },
+/// How many snapshots of a volume there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct SnapshotCount {
+    pub(super) all: u64,
+    pub(super) of_backups: u64,
+}
+
+pub(super) fn snapshot_count(table: &dyn Table, volume: VolumeId) -> Result<SnapshotCount> {
+    let Some(bytes) = table.get(&id_key(COUNTS, volume.object()))? else {
+        return Ok(SnapshotCount::default());
+    };
+    match *bytes.as_chunks::<8>().0 {
+        [all, of_backups] if bytes.len() == 16 => {
+            Ok(SnapshotCount { all: u64::from_le_bytes(all), of_backups: u64::from_le_bytes(of_backups) })
+        }
+        _ => Err(Corruption::new("snapshot count", 0, "length", 16, bytes.len()).into()),
     }
 }
 
-fn set_count(stage: &mut dyn Stage, volume: VolumeId, count: u64) {
+fn set_count(stage: &mut dyn Stage, volume: VolumeId, count: SnapshotCount) {
     let key = id_key(COUNTS, volume.object());
-    if count == 0 {
+    if count.all == 0 {
         stage.delete(key);
     } else {
-        stage.put(key, count.to_le_bytes().to_vec());
+        let mut value = count.all.to_le_bytes().to_vec();
+        value.extend(count.of_backups.to_le_bytes());
+        stage.put(key, value);
     }
 }
 
@@ -324,51 +414,117 @@ pub(super) fn update_snapshot(stage: &mut dyn Stage, id: SnapshotId, record: &Sn
     write(stage, SNAPSHOTS, id.object(), record)
 }
 
-fn source_object(source: VolumeSource) -> Option<ObjectId> {
-    match source {
-        VolumeSource::Blank => None,
-        VolumeSource::Snapshot(id) => Some(id.object()),
-        VolumeSource::Volume(id) => Some(id.object()),
+impl VolumeSource {
+    pub(super) fn object(self) -> Option<ObjectId> {
+        match self {
+            Self::Blank => None,
+            Self::Snapshot(id) => Some(id.object()),
+            Self::Volume(id) => Some(id.object()),
+            Self::Image(id) => Some(id.object()),
+            Self::Backup(id) => Some(id.object()),
+        }
     }
+}
+
+fn volume_keys(id: ObjectId, record: &VolumeRecord) -> Vec<Vec<u8>> {
+    let common = &record.common;
+    let mut keys = vec![
+        timed(vec![VOLUME_TIMES], common.created, id),
+        timed(number_key(VOLUMES_IN, common.project), common.created, id),
+    ];
+    if let Some(source) = record.source.object() {
+        keys.push(timed(id_key(MADE_FROM, source), common.created, id));
+    }
+    keys
+}
+
+fn snapshot_keys(id: ObjectId, record: &SnapshotRecord) -> Vec<Vec<u8>> {
+    let common = &record.common;
+    vec![
+        timed(vec![SNAPSHOT_TIMES], common.created, id),
+        timed(number_key(SNAPSHOTS_IN, common.project), common.created, id),
+        timed(id_key(SNAPSHOTS_OF, record.volume.object()), common.created, id),
+    ]
 }
 
 pub(super) fn insert_volume(stage: &mut dyn Stage, id: VolumeId, record: &VolumeRecord) -> Result<()> {
-    let (object, created) = (id.object(), record.common.created);
+    let (object, common) = (id.object(), &record.common);
     write(stage, VOLUMES, object, record)?;
-    stage.put(timed(vec![VOLUME_TIMES], created, object), Vec::new());
-    if let Some(source) = source_object(record.source) {
-        stage.put(timed(id_key(MADE_FROM, source), created, object), Vec::new());
+    for key in volume_keys(object, record) {
+        stage.put(key, Vec::new());
     }
-    Ok(())
+    stage.put(alias_key(AliasOf::Volume, common.alias), object.0.to_vec());
+    projects::change_usage(stage, common.project, |usage| {
+        let Usage { volumes, volume_bytes, .. } = usage;
+        *volumes = volumes.saturating_add(1);
+        *volume_bytes = volume_bytes.saturating_add(common.size_bytes);
+    })
 }
 
 pub(super) fn remove_volume(stage: &mut dyn Stage, id: VolumeId, record: &VolumeRecord) -> Result<()> {
-    let (object, created) = (id.object(), record.common.created);
+    let (object, common) = (id.object(), &record.common);
     cut(stage, VOLUMES, object, 0)?;
-    stage.delete(timed(vec![VOLUME_TIMES], created, object));
-    if let Some(source) = source_object(record.source) {
-        stage.delete(timed(id_key(MADE_FROM, source), created, object));
+    for key in volume_keys(object, record) {
+        stage.delete(key);
     }
-    Ok(())
+    stage.delete(alias_key(AliasOf::Volume, common.alias));
+    projects::change_usage(stage, common.project, |usage| {
+        let Usage { volumes, volume_bytes, .. } = usage;
+        *volumes = volumes.saturating_sub(1);
+        *volume_bytes = volume_bytes.saturating_sub(common.size_bytes);
+    })
 }
 
 pub(super) fn insert_snapshot(stage: &mut dyn Stage, id: SnapshotId, record: &SnapshotRecord) -> Result<()> {
-    let (object, created, volume) = (id.object(), record.common.created, record.volume);
-    let count = snapshot_count(stage.table(), volume)?;
+    let (object, common, volume) = (id.object(), &record.common, record.volume);
+    let mut count = snapshot_count(stage.table(), volume)?;
     write(stage, SNAPSHOTS, object, record)?;
-    stage.put(timed(vec![SNAPSHOT_TIMES], created, object), Vec::new());
-    stage.put(timed(id_key(SNAPSHOTS_OF, volume.object()), created, object), Vec::new());
-    set_count(stage, volume, count.saturating_add(1));
-    Ok(())
+    for key in snapshot_keys(object, record) {
+        stage.put(key, Vec::new());
+    }
+    stage.put(alias_key(AliasOf::Snapshot, common.alias), object.0.to_vec());
+    count.all = count.all.saturating_add(1);
+    count.of_backups = count.of_backups.saturating_add(record.backup_owned.into());
+    set_count(stage, volume, count);
+    projects::change_usage(stage, common.project, |usage| {
+        let Usage { snapshots, snapshot_bytes, .. } = usage;
+        *snapshots = snapshots.saturating_add(1);
+        *snapshot_bytes = snapshot_bytes.saturating_add(common.size_bytes);
+    })
 }
 
 pub(super) fn remove_snapshot(stage: &mut dyn Stage, id: SnapshotId, record: &SnapshotRecord) -> Result<()> {
-    let (object, created, volume) = (id.object(), record.common.created, record.volume);
-    let count = snapshot_count(stage.table(), volume)?;
+    let (object, common, volume) = (id.object(), &record.common, record.volume);
+    let mut count = snapshot_count(stage.table(), volume)?;
     cut(stage, SNAPSHOTS, object, 0)?;
-    stage.delete(timed(vec![SNAPSHOT_TIMES], created, object));
-    stage.delete(timed(id_key(SNAPSHOTS_OF, volume.object()), created, object));
-    set_count(stage, volume, count.saturating_sub(1));
+    for key in snapshot_keys(object, record) {
+        stage.delete(key);
+    }
+    stage.delete(alias_key(AliasOf::Snapshot, common.alias));
+    count.all = count.all.saturating_sub(1);
+    count.of_backups = count.of_backups.saturating_sub(record.backup_owned.into());
+    set_count(stage, volume, count);
+    projects::change_usage(stage, common.project, |usage| {
+        let Usage { snapshots, snapshot_bytes, .. } = usage;
+        *snapshots = snapshots.saturating_sub(1);
+        *snapshot_bytes = snapshot_bytes.saturating_sub(common.size_bytes);
+    })
+}
+
+pub(super) fn insert_image(stage: &mut dyn Stage, id: ImageId, record: &ImageRecord) -> Result<()> {
+    write(stage, IMAGES, id.object(), record)?;
+    stage.put(timed(vec![IMAGE_TIMES], record.created, id.object()), Vec::new());
+    Ok(())
+}
+
+/// Replaces the record of an image that exists.
+pub(super) fn update_image(stage: &mut dyn Stage, id: ImageId, record: &ImageRecord) -> Result<()> {
+    write(stage, IMAGES, id.object(), record)
+}
+
+pub(super) fn remove_image(stage: &mut dyn Stage, id: ImageId, record: &ImageRecord) -> Result<()> {
+    cut(stage, IMAGES, id.object(), 0)?;
+    stage.delete(timed(vec![IMAGE_TIMES], record.created, id.object()));
     Ok(())
 }
 
@@ -378,4 +534,13 @@ pub(super) fn insert_ephemeral(stage: &mut dyn Stage, id: ObjectId) {
 
 pub(super) fn remove_ephemeral(stage: &mut dyn Stage, id: ObjectId) {
     stage.delete(id_key(EPHEMERAL, id));
+}
+
+/// Says that an object is not whole yet: unless [`set_finished`] follows, the next open removes it.
+pub(super) fn set_unfinished(stage: &mut dyn Stage, id: ObjectId) {
+    stage.put(id_key(UNFINISHED, id), Vec::new());
+}
+
+pub(super) fn set_finished(stage: &mut dyn Stage, id: ObjectId) {
+    stage.delete(id_key(UNFINISHED, id));
 }

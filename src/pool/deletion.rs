@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::units::{BLOCK_BYTES, ObjectId, SnapshotId, VolumeId};
 
 use super::pool::Inner;
+use super::snapshot::Warning;
 
 /// A deletion that is durable, and whose space is on its way back. Dropping the handle changes nothing.
 #[must_use = "the space comes back by itself; wait() tells how much"]
@@ -16,6 +17,7 @@ pub struct Deletion {
     volume: Option<VolumeId>,
     snapshots: Vec<SnapshotId>,
     ids: Vec<ObjectId>,
+    warnings: Vec<Warning>,
 }
 
 /// What a finished deletion gave back.
@@ -57,7 +59,16 @@ impl Deletion {
         snapshots: Vec<SnapshotId>,
         ids: Vec<ObjectId>,
     ) -> Self {
-        Self { inner: Arc::clone(inner), volume, snapshots, ids }
+        Self { inner: Arc::clone(inner), volume, snapshots, ids, warnings: Vec::new() }
+    }
+
+    pub(super) fn warn(&mut self, warning: Warning) {
+        self.warnings.push(warning);
+    }
+
+    /// What the caller should know.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// The volume that was deleted, if it was one.

@@ -42,7 +42,7 @@ impl From<SnapshotId> for Point {
 }
 
 impl Point {
-    fn object(self) -> ObjectId {
+    pub(super) fn object(self) -> ObjectId {
         match self {
             Self::Volume(id) => id.object(),
             Self::Snapshot(id) => id.object(),

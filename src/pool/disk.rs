@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::commit::Object;
-use crate::error::{Error, Result};
+use crate::error::{Error, Limited, Result, StateRule, Violation};
 use crate::extent::Found;
 use crate::units::{BLOCK, BLOCK_BYTES, SnapshotId, VolumeId};
 
@@ -15,8 +15,9 @@ use super::attachments::{NoPlace, Place};
 use super::catalogue;
 use super::limits::MAX_ATTACHMENTS;
 use super::pool::{Inner, Pool};
-use super::status::VolumeStatus;
-use super::volumes::{busy_snapshot, need_available, wrong_status};
+use super::servers::{self, ServerState};
+use super::status::{SnapshotStatus, VolumeStatus};
+use super::volumes::{attached, busy_snapshot, snapshot_status, wrong_status};
 
 /// How to attach a volume.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,8 +82,9 @@ enum Attached {
 }
 
 impl Pool {
-    /// Attaches a volume. It is `in-use` until the disk is dropped; the attachment itself is never stored.
-    /// In a pool opened read-only every disk is read-only.
+    /// Attaches a volume. It is `in-use` until the disk is dropped; the attachment itself is never stored. A disk
+    /// on a volume that servers hold uses their stored attachment. In a pool opened read-only, on a volume that
+    /// only lends itself for reading, and where every server may only read, the disk is read-only.
     ///
     /// # Errors
     /// `NotFound`; `InvalidState` when it is not `available`, or attached and not shared; `LimitExceeded` at
@@ -92,44 +94,56 @@ impl Pool {
         // Whether it is shared never changes, so this may be read before the place is taken.
         let multiattach = catalogue::need_volume(&*inner.engine, id)?.multiattach;
         let most = if multiattach { MAX_ATTACHMENTS } else { 1 };
-        let place = inner.attachments.enter(id.object(), most).map_err(|no| match no {
-            NoPlace::Closed => Error::Closed,
-            NoPlace::Full if multiattach => {
-                Error::LimitExceeded { what: "attachments of the volume", limit: MAX_ATTACHMENTS.into() }
-            }
-            NoPlace::Full => wrong_status(id, VolumeStatus::InUse, "attach"),
-            NoPlace::Marked(status) => {
-                Error::InvalidState { object: "volume", id: id.to_string(), status, op: "attach" }
-            }
-        })?;
+        let place =
+            inner.attachments.enter(id.object(), most, inner.engine.now()).map_err(|no| match no {
+                NoPlace::Closed => Error::Closed,
+                NoPlace::Full if multiattach => {
+                    Error::LimitExceeded { what: Limited::Attachments, limit: MAX_ATTACHMENTS.into() }
+                }
+                NoPlace::Full => attached(id, "attach"),
+                NoPlace::Marked(status) => {
+                    let (id, rule) = (id.to_string(), StateRule::Status);
+                    Error::InvalidState { object: "volume", id, status, op: "attach", rule }
+                }
+            })?;
         // Only now is the record to be trusted: a delete that came before us has removed it (P6).
         let record = catalogue::need_volume(&*inner.engine, id)?;
-        if record.status != VolumeStatus::Available {
-            return Err(wrong_status(id, record.status, "attach"));
+        let status = inner.jobs.volume(id).unwrap_or(record.status);
+        if status != VolumeStatus::Available {
+            return Err(wrong_status(id, status, "attach"));
         }
-        place.grow(record.common.size_bytes);
-        let object = inner.engine.object(id.object())?;
-        let read_only = match (inner.engine.is_read_only(), options.read_only) {
-            (true, _) => Some("pool"),
-            (false, true) => Some("attachment"),
-            (false, false) => None,
+        let stored = servers::stored(&*inner.engine, id)?;
+        let server_reads = !stored.is_empty() && stored.iter().all(|a| a.read_only);
+        let read_only = if inner.engine.is_read_only() {
+            Some("pool")
+        } else if record.read_only {
+            Some("volume")
+        } else if options.read_only || server_reads {
+            Some("attachment")
+        } else {
+            None
         };
-        Ok(Disk { inner: Arc::clone(inner), object, place, of: Attached::Volume(id), read_only })
+        place.describe(|handle| handle.read_only = read_only.is_some());
+        inner.disk(id, place, record.common.size_bytes, read_only)
     }
 
     /// Attaches a snapshot for reading, any number of times. It cannot be deleted until its disks are dropped.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidState` when it is not `available`; `Busy` while it is being deleted; `Corrupt`,
+    /// `NotFound`; `InvalidState` when it is neither `available` nor `backing-up`; `Busy` while it is being deleted; `Corrupt`,
     /// `Io`, `Closed`.
     pub fn attach_snapshot(&self, id: SnapshotId) -> Result<Disk> {
         let inner = &self.inner;
-        let place = inner.attachments.enter(id.object(), u32::MAX).map_err(|no| match no {
+        let place = inner.attachments.enter(id.object(), u32::MAX, 0).map_err(|no| match no {
             NoPlace::Closed => Error::Closed,
             NoPlace::Full | NoPlace::Marked(_) => busy_snapshot(id, "it is being deleted"),
         })?;
         let record = catalogue::need_snapshot(&*inner.engine, id)?;
-        need_available(id, &record, "attach")?;
+        match inner.snapshot_status(id, &record) {
+            // A backup reads the snapshot it works on.
+            SnapshotStatus::Available | SnapshotStatus::BackingUp => {}
+            status => return Err(snapshot_status(id, status, "attach")),
+        }
         place.grow(record.common.size_bytes);
         let object = inner.engine.object(id.object())?;
         let of = Attached::Snapshot(id);
@@ -137,7 +151,28 @@ impl Pool {
     }
 }
 
+impl Inner {
+    /// A disk on a volume in which the caller has a place.
+    pub(super) fn disk(
+        self: &Arc<Self>,
+        id: VolumeId,
+        place: Place,
+        size_bytes: u64,
+        read_only: Option<&'static str>,
+    ) -> Result<Disk> {
+        place.grow(size_bytes);
+        let object = self.engine.object(id.object())?;
+        Ok(Disk { inner: Arc::clone(self), object, place, of: Attached::Volume(id), read_only })
+    }
+}
+
 impl Disk {
+    /// Says what the server behind this handle is doing: it decides whether the volume may be extended meanwhile.
+    /// `Active` until something else is said. Never stored.
+    pub fn set_server_state(&self, state: ServerState) {
+        self.place.describe(|handle| handle.server_state = state);
+    }
+
     /// Size in bytes; grows when the volume is extended.
     pub fn size_bytes(&self) -> u64 {
         self.place.size_bytes()
@@ -170,7 +205,7 @@ impl Disk {
             Some(end) if end <= size => Ok(()),
             _ => {
                 let why = format!("{len} bytes at {offset} pass the end of the disk at {size} bytes");
-                Err(Error::invalid("offset", why))
+                Err(Error::invalid("offset", Violation::Range, why))
             }
         }
     }

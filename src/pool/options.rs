@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::commit::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Violation};
 use crate::units::BLOCK_BYTES;
 
 use crate::sources::{Clock, IdSource, SystemClock, SystemIds};
@@ -224,11 +224,11 @@ impl CreateOptions {
         at_most("log_bytes", self.log_bytes, MAX_LOG_BYTES)?;
         if !self.log_bytes.is_multiple_of(BLOCK_BYTES) {
             let why = format!("it must be a multiple of {BLOCK_BYTES} bytes, {} given", self.log_bytes);
-            return Err(Error::invalid("log_bytes", why));
+            return Err(Error::invalid("log_bytes", Violation::Range, why));
         }
         if !self.blocks_per_chunk.is_power_of_two() || !(64..=1024).contains(&self.blocks_per_chunk) {
             let why = format!("it must be a power of two from 64 to 1024, {} given", self.blocks_per_chunk);
-            return Err(Error::invalid("blocks_per_chunk", why));
+            return Err(Error::invalid("blocks_per_chunk", Violation::Range, why));
         }
         // Below this the engine has no room for its own metadata.
         let least = self.log_bytes + 8 * self.blocks_per_chunk * BLOCK_BYTES;
@@ -244,14 +244,22 @@ shared_setters!(CreateOptions, open);
 
 fn at_least(field: &'static str, value: u64, limit: u64) -> Result<()> {
     if value < limit {
-        return Err(Error::invalid(field, format!("at least {limit} bytes are needed, {value} given")));
+        return Err(Error::invalid(
+            field,
+            Violation::Range,
+            format!("at least {limit} bytes are needed, {value} given"),
+        ));
     }
     Ok(())
 }
 
 fn at_most(field: &'static str, value: u64, limit: u64) -> Result<()> {
     if value > limit {
-        return Err(Error::invalid(field, format!("at most {limit} bytes are possible, {value} given")));
+        return Err(Error::invalid(
+            field,
+            Violation::Range,
+            format!("at most {limit} bytes are possible, {value} given"),
+        ));
     }
     Ok(())
 }
@@ -288,7 +296,7 @@ mod tests {
     #[test]
     fn a_refused_option_names_field_limit_and_value() {
         let field = |o: CreateOptions| match o.config().map(|_| ()) {
-            Err(Error::InvalidArgument { field, why }) => (field, why),
+            Err(Error::InvalidArgument { field, why, .. }) => (field, why),
             other => panic!("{other:?}"),
         };
         let new = CreateOptions::new;

@@ -15,6 +15,8 @@ use crate::units::Geometry;
 
 use super::attachments::Attachments;
 use super::catalogue::{self, Index, Stage};
+use super::jobs::Jobs;
+use super::limits::Limits;
 use super::options::{CreateOptions, OpenOptions, ReadMode};
 
 /// Bytes at the start of a block device that must be zero before a pool is created on it.
@@ -28,11 +30,13 @@ const CLEANUP_PIECE: usize = 16;
 #[derive(Clone)]
 pub struct Pool {
     pub(super) inner: Arc<Inner>,
+    pub(super) limits: Arc<Limits>,
 }
 
 pub(super) struct Inner {
     pub(super) engine: Arc<Engine>,
     pub(super) attachments: Arc<Attachments>,
+    pub(super) jobs: Arc<Jobs>,
 }
 
 const _: fn() = || {
@@ -134,13 +138,32 @@ impl Pool {
     }
 
     fn of(engine: Arc<Engine>) -> Self {
-        Self { inner: Arc::new(Inner { engine, attachments: Arc::default() }) }
+        let inner = Inner { engine, attachments: Arc::default(), jobs: Arc::default() };
+        Self::from_inner(&Arc::new(inner))
+    }
+
+    /// A handle without a profile.
+    pub(super) fn from_inner(inner: &Arc<Inner>) -> Self {
+        Self { inner: Arc::clone(inner), limits: Arc::new(Limits::native()) }
+    }
+
+    /// Another handle of the same pool, whose calls obey these limits. Nothing is stored, and what exists is not
+    /// touched; other handles keep theirs.
+    #[must_use]
+    pub fn limited(&self, limits: Limits) -> Self {
+        Self { inner: Arc::clone(&self.inner), limits: Arc::new(limits) }
+    }
+
+    /// The limits of this handle.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     fn opened(engine: Arc<Engine>) -> Result<Self> {
         let pool = Self::of(engine);
         if !pool.inner.engine.is_read_only() {
             pool.remove_ephemeral()?;
+            pool.remove_unfinished()?;
         }
         Ok(pool)
     }
@@ -160,6 +183,16 @@ impl Pool {
                 Ok(())
             })?;
             self.inner.engine.forget_trash(&left);
+        }
+    }
+
+    /// Volumes and snapshots that were being made when the pool was last open are not whole.
+    fn remove_unfinished(&self) -> Result<()> {
+        loop {
+            let left = Index::unfinished().next_ids(&*self.inner.engine, 1)?;
+            let Some(id) = left.first() else { return Ok(()) };
+            let id = Uuid::from_bytes(id.0);
+            self.transact(|batch| batch.abandon(id))?;
         }
     }
 

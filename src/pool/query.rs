@@ -1,26 +1,33 @@
-//! Listings: what to list, how much of it, and the paging that reads no more than the page.
+//! Listings: what to list, in which order, how much of it, and the paging that reads no more than the page.
+//!
+//! A listing in the order of the indexes (newest first, then by id) over one index reads the page and no more.
+//! Any other order, and a union of several indexes, reads all that match, and keeps in memory only as many as the
+//! page and its offset need.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
-use crate::units::{ObjectId, SnapshotId, VolumeId};
+use crate::error::{Error, Result, Violation};
+use crate::units::{AttachmentId, ObjectId, SnapshotId, VolumeId};
 
 use super::catalogue::{self, Index, Table};
 use super::limits::MAX_PAGE;
 use super::pool::{Inner, Pool};
+use super::projects::{self, Names};
 use super::records::{Common, SnapshotRecord, VolumeRecord};
-use super::snapshot::Snapshot;
+use super::servers::{self, Attachment};
+use super::snapshot::{self, Snapshot, Trigger};
 use super::status::{SnapshotStatus, VolumeStatus};
-use super::volume::Volume;
+use super::volume::{self, Volume};
 
 /// Some of the items that a query matches, in its order.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Page<T, Id> {
-    /// The items, newest first, then by id.
+    /// The items, in the order asked for: newest first, then by id, unless something else was said.
     pub items: Vec<T>,
     /// The id to give as the next query's marker; `None` when nothing follows.
     pub next: Option<Id>,
@@ -28,46 +35,133 @@ pub struct Page<T, Id> {
     pub total: Option<u64>,
 }
 
-/// What the two kinds of query have in common.
+/// What to sort by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum SortKey {
+    /// The id.
+    Id,
+    /// The status, by its spelling.
+    Status,
+    /// The size in bytes.
+    Size,
+    /// When it was created.
+    CreatedAt,
+    /// When it last changed; what never did comes first.
+    UpdatedAt,
+    /// The name, by its bytes; what has none comes first.
+    Name,
+}
+
+/// In which direction to sort.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum SortOrder {
+    /// Smallest first.
+    Ascending,
+    /// Largest first.
+    Descending,
+}
+
+/// What the kinds of query have in common.
 #[derive(Clone, Debug)]
-struct Cut {
-    name: Option<String>,
+pub(super) struct Cut {
+    pub(super) name: Option<String>,
     text: Option<String>,
     metadata: Vec<(String, String)>,
-    limit: u32,
-    offset: u64,
-    with_total: bool,
+    projects: Option<Vec<String>>,
+    zone: Option<String>,
+    volume_type: Option<String>,
+    bootable: Option<bool>,
+    ids: Option<Vec<Uuid>>,
+    sort: Vec<(SortKey, SortOrder)>,
+    pub(super) limit: u32,
+    pub(super) offset: u64,
+    pub(super) with_total: bool,
 }
 
 impl Default for Cut {
     fn default() -> Self {
-        Self { name: None, text: None, metadata: Vec::new(), limit: MAX_PAGE, offset: 0, with_total: false }
+        Self {
+            name: None,
+            text: None,
+            metadata: Vec::new(),
+            projects: None,
+            zone: None,
+            volume_type: None,
+            bootable: None,
+            ids: None,
+            sort: Vec::new(),
+            limit: MAX_PAGE,
+            offset: 0,
+            with_total: false,
+        }
     }
 }
 
 impl Cut {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if !(1..=MAX_PAGE).contains(&self.limit) {
             return Err(Error::invalid(
                 "limit",
+                Violation::Page,
                 format!("a page has 1 to {MAX_PAGE} items, {} given", self.limit),
             ));
         }
         Ok(())
     }
+
+    /// Whether the record alone, apart from its project and its status, cannot make an object fail.
     fn takes_all(&self) -> bool {
-        self.name.is_none() && self.text.is_none() && self.metadata.is_empty()
+        self.name.is_none()
+            && self.text.is_none()
+            && self.metadata.is_empty()
+            && self.zone.is_none()
+            && self.volume_type.is_none()
+            && self.bootable.is_none()
+            && self.ids.is_none()
     }
-    fn matches(&self, common: &Common, id: Uuid) -> bool {
+
+    fn matches(&self, common: &Common, id: Uuid, known: &Known) -> bool {
         let has = |field: &Option<String>, text: &str| {
             field.as_ref().is_some_and(|f| f.to_lowercase().contains(text))
         };
         self.name.as_ref().is_none_or(|want| common.name.as_ref() == Some(want))
             && self.metadata.iter().all(|(key, value)| common.metadata.get(key) == Some(value))
+            && known.projects.as_ref().is_none_or(|numbers| numbers.contains(&common.project))
+            && self.ids.as_ref().is_none_or(|ids| ids.contains(&id))
+            && self.volume_type.as_ref().is_none_or(|want| common.volume_type.as_ref() == Some(want))
             && self.text.as_ref().is_none_or(|text| {
                 let text = text.to_lowercase();
                 has(&common.name, &text) || has(&common.description, &text) || id.to_string().contains(&text)
             })
+    }
+
+    /// Whether the indexes have the order that is asked for.
+    fn natural(&self) -> bool {
+        matches!(self.sort[..], [] | [(SortKey::CreatedAt, SortOrder::Descending)])
+    }
+
+    /// The numbers of the projects that are asked for; unknown ones match nothing.
+    fn known(&self, table: &dyn Table) -> Result<Known> {
+        let Some(ids) = &self.projects else { return Ok(Known { projects: None }) };
+        let mut numbers = Vec::new();
+        for id in ids {
+            if let Some(number) = projects::find(table, id)?.filter(|n| !numbers.contains(n)) {
+                numbers.push(number);
+            }
+        }
+        Ok(Known { projects: Some(numbers) })
+    }
+}
+
+struct Known {
+    projects: Option<Vec<u32>>,
+}
+
+impl Known {
+    fn serves(&self, project: u32) -> bool {
+        self.projects.as_ref().is_none_or(|numbers| numbers.contains(&project))
     }
 }
 
@@ -96,10 +190,49 @@ macro_rules! shared_filters {
                 self.cut.metadata.push((key.into(), value.into()));
                 self
             }
-            /// Only those in this status.
+            /// Only those in this status; called again, those in one of them.
             #[must_use]
             pub fn status(mut self, status: $status) -> Self {
-                self.status = Some(status);
+                self.status.push(status);
+                self
+            }
+            /// Only those of this project; called again, those of one of them. A project that is not known has
+            /// nothing. Uses an index.
+            #[must_use]
+            pub fn project(mut self, id: impl Into<String>) -> Self {
+                self.cut.projects.get_or_insert_default().push(id.into());
+                self
+            }
+            /// Only those in this zone; one that is not known has nothing.
+            #[must_use]
+            pub fn zone(mut self, name: impl Into<String>) -> Self {
+                self.cut.zone = Some(name.into());
+                self
+            }
+            /// Only those of this volume type.
+            #[must_use]
+            pub fn volume_type(mut self, name: impl Into<String>) -> Self {
+                self.cut.volume_type = Some(name.into());
+                self
+            }
+            /// Only bootable ones (of a snapshot: whose volume is), or only the others.
+            #[must_use]
+            pub fn bootable(mut self, on: bool) -> Self {
+                self.cut.bootable = Some(on);
+                self
+            }
+            /// Only these; ids that name nothing match nothing. Looks only at them.
+            #[must_use]
+            pub fn ids(mut self, ids: impl IntoIterator<Item = $id>) -> Self {
+                let ids = ids.into_iter().map(<$id>::raw);
+                self.cut.ids.get_or_insert_default().extend(ids);
+                self
+            }
+            /// Sorts by this; called again, by this where the keys before are equal, and last by id. Reads all
+            /// that match, unless it is the natural order: newest first.
+            #[must_use]
+            pub fn sort(mut self, key: SortKey, order: SortOrder) -> Self {
+                self.cut.sort.push((key, order));
                 self
             }
             /// Most items in the page: 1 to 1,000, the default.
@@ -135,8 +268,9 @@ macro_rules! shared_filters {
 #[non_exhaustive]
 pub struct VolumeQuery {
     cut: Cut,
-    status: Option<VolumeStatus>,
+    status: Vec<VolumeStatus>,
     from: Option<ObjectId>,
+    multiattach: Option<bool>,
     marker: Option<VolumeId>,
 }
 
@@ -155,6 +289,12 @@ impl VolumeQuery {
         self.from = Some(volume.object());
         self
     }
+    /// Only volumes that may be attached more than once, or only the others.
+    #[must_use]
+    pub fn multiattach(mut self, on: bool) -> Self {
+        self.multiattach = Some(on);
+        self
+    }
 }
 
 /// Which snapshots to list. Conditions combine by AND; what is not said does not filter.
@@ -162,26 +302,92 @@ impl VolumeQuery {
 #[non_exhaustive]
 pub struct SnapshotQuery {
     cut: Cut,
-    status: Option<SnapshotStatus>,
-    volume: Option<VolumeId>,
+    status: Vec<SnapshotStatus>,
+    volumes: Option<Vec<VolumeId>>,
+    backup_owned: Option<bool>,
+    trigger: Option<Trigger>,
     marker: Option<SnapshotId>,
 }
 
 shared_filters!(SnapshotQuery, SnapshotId, SnapshotStatus);
 
 impl SnapshotQuery {
-    /// Only snapshots of this volume, which may be gone meanwhile. Uses an index.
+    /// Only snapshots of this volume, which may be gone meanwhile; called again, those of one of them. Uses an
+    /// index.
     #[must_use]
     pub fn volume(mut self, volume: VolumeId) -> Self {
-        self.volume = Some(volume);
+        self.volumes.get_or_insert_default().push(volume);
         self
+    }
+    /// Only snapshots of these volumes: of none, when there are none.
+    #[must_use]
+    pub fn volumes(mut self, volumes: impl IntoIterator<Item = VolumeId>) -> Self {
+        self.volumes.get_or_insert_default().extend(volumes);
+        self
+    }
+    /// Only snapshots that belong to backups, or only the others.
+    #[must_use]
+    pub fn backup_owned(mut self, on: bool) -> Self {
+        self.backup_owned = Some(on);
+        self
+    }
+    /// Only snapshots that were asked for so.
+    #[must_use]
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = Some(trigger);
+        self
+    }
+}
+
+/// Where the candidates of a listing come from.
+enum Candidates {
+    Index(Index),
+    Several(Vec<Index>),
+    Ids(Vec<ObjectId>),
+}
+
+impl Candidates {
+    fn ids(ids: &[Uuid]) -> Self {
+        let mut ids: Vec<ObjectId> = ids.iter().map(|id| ObjectId(id.into_bytes())).collect();
+        ids.sort();
+        ids.dedup();
+        Self::Ids(ids)
+    }
+
+    fn of(mut indexes: Vec<Index>) -> Self {
+        match (indexes.pop(), indexes.is_empty()) {
+            (Some(one), true) => Self::Index(one),
+            (last, _) => {
+                indexes.extend(last);
+                Self::Several(indexes)
+            }
+        }
+    }
+
+    /// Every candidate in turn.
+    fn each(self, table: &dyn Table, look: &mut dyn FnMut(ObjectId) -> Result<()>) -> Result<()> {
+        let indexes = match self {
+            Self::Ids(ids) => return ids.into_iter().try_for_each(look),
+            Self::Index(one) => vec![one],
+            Self::Several(several) => several,
+        };
+        for mut index in indexes {
+            loop {
+                let ids = index.next_ids(table, usize::MAX)?;
+                if ids.is_empty() {
+                    break;
+                }
+                ids.into_iter().try_for_each(&mut *look)?;
+            }
+        }
+        Ok(())
     }
 }
 
 /// One page: `index` from its start or the marker, `whole` for the total.
 ///
 /// Records are read outside of the index scan, so a record may have gone in between: it is skipped.
-fn page<T>(
+pub(super) fn page<T>(
     table: &dyn Table,
     mut index: Index,
     whole: Index,
@@ -239,83 +445,281 @@ fn page<T>(
     Ok((items, more, total))
 }
 
+/// What a listing in another order compares.
+struct Sortable {
+    id: Uuid,
+    status: &'static str,
+    size_bytes: u64,
+    created: u64,
+    updated: Option<u64>,
+    name: Option<String>,
+}
+
+impl Sortable {
+    fn of(id: Uuid, status: &'static str, common: &Common) -> Self {
+        let Common { size_bytes, created, updated, .. } = *common;
+        Self { id, status, size_bytes, created, updated, name: common.name.clone() }
+    }
+
+    fn compare(&self, other: &Self, sort: &[(SortKey, SortOrder)]) -> Ordering {
+        const NATURAL: [(SortKey, SortOrder); 1] = [(SortKey::CreatedAt, SortOrder::Descending)];
+        let sort = if sort.is_empty() { &NATURAL } else { sort };
+        for (key, order) in sort {
+            let found = match key {
+                SortKey::Id => self.id.cmp(&other.id),
+                SortKey::Status => self.status.cmp(other.status),
+                SortKey::Size => self.size_bytes.cmp(&other.size_bytes),
+                SortKey::CreatedAt => self.created.cmp(&other.created),
+                SortKey::UpdatedAt => self.updated.cmp(&other.updated),
+                SortKey::Name => self.name.cmp(&other.name),
+            };
+            let found = if *order == SortOrder::Descending { found.reverse() } else { found };
+            if found != Ordering::Equal {
+                return found;
+            }
+        }
+        self.id.cmp(&other.id)
+    }
+}
+
+/// One page in an order that no index has: everything is looked at, what cannot be in the page is let go.
+fn sorted_page<T>(
+    table: &dyn Table,
+    candidates: Candidates,
+    cut: &Cut,
+    behind: Option<Sortable>,
+    load: &mut dyn FnMut(ObjectId) -> Result<Option<(Sortable, T)>>,
+) -> Result<(Vec<T>, bool, Option<u64>)> {
+    let skip = usize::try_from(cut.offset).unwrap_or(usize::MAX);
+    let need = skip.saturating_add(cut.limit as usize + 1);
+    let mut kept: Vec<(Sortable, T)> = Vec::new();
+    let mut total = 0;
+    candidates.each(table, &mut |object| {
+        let Some(item) = load(object)? else { return Ok(()) };
+        total += 1;
+        if behind.as_ref().is_none_or(|b| item.0.compare(b, &cut.sort) == Ordering::Greater) {
+            kept.push(item);
+        }
+        if kept.len() / 2 > need {
+            kept.sort_by(|a, b| a.0.compare(&b.0, &cut.sort));
+            kept.truncate(need);
+        }
+        Ok(())
+    })?;
+    kept.sort_by(|a, b| a.0.compare(&b.0, &cut.sort));
+    let mut items: Vec<T> =
+        kept.into_iter().skip(skip).take(cut.limit as usize + 1).map(|(_, item)| item).collect();
+    let more = items.len() > cut.limit as usize;
+    items.truncate(cut.limit as usize);
+    Ok((items, more, cut.with_total.then_some(total)))
+}
+
 impl Pool {
-    /// Lists volumes, newest first, then by id; one page at a time.
+    /// Lists volumes, newest first unless the query says otherwise, then by id; one page at a time.
     ///
     /// Reads the page's records and nothing else, unless a filter other than
-    /// [`created_from`](VolumeQuery::created_from) makes it look further.
+    /// [`created_from`](VolumeQuery::created_from) or one project, or another order, makes it look further.
     ///
     /// # Errors
-    /// `InvalidArgument` for a limit outside 1 to 1,000, `NotFound` for a marker that names no volume; `Corrupt`,
-    /// `Io`, `Closed`.
+    /// `InvalidArgument` for a limit outside 1 to 1,000, `NotFound` for a marker that names no volume, or one of a
+    /// project that the query leaves out; `Corrupt`, `Io`, `Closed`.
     pub fn list_volumes(&self, query: &VolumeQuery) -> Result<Page<Volume, VolumeId>> {
         query.cut.check()?;
-        let inner = &*self.inner;
+        let (inner, cut) = (&*self.inner, &query.cut);
         let table: &dyn Table = &*inner.engine;
-        let index = || query.from.map_or_else(Index::volumes, Index::made_from);
-        let start = match query.marker {
-            Some(id) => index().after(catalogue::need_volume(table, id)?.common.created, id.object()),
-            None => index(),
+        let known = cut.known(table)?;
+        let candidates = || match (&cut.ids, query.from, &known.projects) {
+            (Some(ids), ..) => Candidates::ids(ids),
+            (None, Some(from), _) => Candidates::Index(Index::made_from(from)),
+            (None, None, Some(numbers)) => {
+                Candidates::of(numbers.iter().map(|n| Index::volumes_in(*n)).collect())
+            }
+            (None, None, None) => Candidates::Index(Index::volumes()),
         };
-        let unfiltered = query.cut.takes_all() && query.status.is_none();
-        let mut load = |object: ObjectId| {
+        let marked = query.marker.map(|id| -> Result<_> {
+            let record = catalogue::need_volume(table, id)?;
+            if !known.serves(record.common.project) {
+                return Err(Error::not_found("volume", id));
+            }
+            let status = inner.volume_status(table, id, &record)?.as_str();
+            Ok((record.common.created, id.object(), Sortable::of(id.raw(), status, &record.common)))
+        });
+        let marked = marked.transpose()?;
+        let mut names = Names::default();
+        let mut load = |object: ObjectId| -> Result<Option<(Sortable, Volume)>> {
             let id = VolumeId::new(Uuid::from_bytes(object.0));
             let Some(record) = catalogue::volume(table, id)? else { return Ok(None) };
-            let keep = query.cut.matches(&record.common, id.raw());
-            let keep = keep && query.status.is_none_or(|s| s == inner.volume_status(id, &record));
-            if keep { inner.describe_volume(table, id, record).map(Some) } else { Ok(None) }
+            let keep = cut.matches(&record.common, id.raw(), &known)
+                && query.from.is_none_or(|from| record.source.object() == Some(from))
+                && query.multiattach.is_none_or(|on| on == record.multiattach)
+                && cut.bootable.is_none_or(|on| on == record.common.bootable);
+            if !keep {
+                return Ok(None);
+            }
+            let status = inner.volume_status(table, id, &record)?;
+            if !(query.status.is_empty() || query.status.contains(&status)) {
+                return Ok(None);
+            }
+            if let Some(zone) = &cut.zone
+                && names.zone(table, record.common.zone)? != *zone
+            {
+                return Ok(None);
+            }
+            let sortable = Sortable::of(id.raw(), status.as_str(), &record.common);
+            Ok(Some((sortable, inner.describe_volume_with(table, &mut names, id, record)?)))
         };
-        let (items, more, total) = page(table, start, index(), &query.cut, unfiltered, &mut load)?;
+        let (items, more, total) = match candidates() {
+            Candidates::Index(mut index) if cut.natural() => {
+                if let Some((created, object, _)) = marked {
+                    index = index.after(created, object);
+                }
+                let Candidates::Index(whole) = candidates() else { return Err(Error::Closed) };
+                let by_index = query.from.is_none() || known.projects.is_none();
+                let unfiltered =
+                    by_index && cut.takes_all() && query.status.is_empty() && query.multiattach.is_none();
+                let mut load = |object| Ok(load(object)?.map(|(_, volume)| volume));
+                page(table, index, whole, cut, unfiltered, &mut load)?
+            }
+            other => sorted_page(table, other, cut, marked.map(|m| m.2), &mut load)?,
+        };
         let next = if more { items.last().map(|v: &Volume| v.id) } else { None };
         Ok(Page { items, next, total })
     }
 
-    /// Lists snapshots, newest first, then by id; one page at a time.
+    /// Lists snapshots, newest first unless the query says otherwise, then by id; one page at a time.
     ///
-    /// Reads the page's records and nothing else, unless a filter other than
-    /// [`volume`](SnapshotQuery::volume) makes it look further.
+    /// Reads the page's records and nothing else, unless a filter other than one
+    /// [`volume`](SnapshotQuery::volume) or one project, or another order, makes it look further.
     ///
     /// # Errors
-    /// `InvalidArgument` for a limit outside 1 to 1,000, `NotFound` for a marker that names no snapshot; `Corrupt`,
-    /// `Io`, `Closed`.
+    /// `InvalidArgument` for a limit outside 1 to 1,000, `NotFound` for a marker that names no snapshot, or one of
+    /// a project that the query leaves out; `Corrupt`, `Io`, `Closed`.
     pub fn list_snapshots(&self, query: &SnapshotQuery) -> Result<Page<Snapshot, SnapshotId>> {
         query.cut.check()?;
-        let table: &dyn Table = &*self.inner.engine;
-        let index = || query.volume.map_or_else(Index::snapshots, Index::snapshots_of);
-        let start = match query.marker {
-            Some(id) => index().after(catalogue::need_snapshot(table, id)?.common.created, id.object()),
-            None => index(),
+        let (inner, cut) = (&*self.inner, &query.cut);
+        let table: &dyn Table = &*inner.engine;
+        let known = cut.known(table)?;
+        let candidates = || match (&cut.ids, &query.volumes, &known.projects) {
+            (Some(ids), ..) => Candidates::ids(ids),
+            (None, Some(volumes), _) => {
+                let mut volumes = volumes.clone();
+                volumes.sort();
+                volumes.dedup();
+                Candidates::of(volumes.into_iter().map(Index::snapshots_of).collect())
+            }
+            (None, None, Some(numbers)) => {
+                Candidates::of(numbers.iter().map(|n| Index::snapshots_in(*n)).collect())
+            }
+            (None, None, None) => Candidates::Index(Index::snapshots()),
         };
-        let unfiltered = query.cut.takes_all() && query.status.is_none();
-        // Snapshots of one volume stand together in many listings: ask once whether it exists.
-        let mut exists: HashMap<VolumeId, bool> = HashMap::new();
-        let mut load = |object: ObjectId| {
+        let marked = query.marker.map(|id| -> Result<_> {
+            let record = catalogue::need_snapshot(table, id)?;
+            if !known.serves(record.common.project) {
+                return Err(Error::not_found("snapshot", id));
+            }
+            let status = inner.snapshot_status(id, &record).as_str();
+            Ok((record.common.created, id.object(), Sortable::of(id.raw(), status, &record.common)))
+        });
+        let marked = marked.transpose()?;
+        let mut names = Names::default();
+        // Snapshots of one volume stand together in many listings: ask once about it.
+        let mut volumes: HashMap<VolumeId, Option<bool>> = HashMap::new();
+        let mut load = |object: ObjectId| -> Result<Option<(Sortable, Snapshot)>> {
             let id = SnapshotId::new(Uuid::from_bytes(object.0));
             let Some(record) = catalogue::snapshot(table, id)? else { return Ok(None) };
-            let keep = query.cut.matches(&record.common, id.raw());
-            if !(keep && query.status.is_none_or(|s| s == record.status)) {
+            let status = inner.snapshot_status(id, &record);
+            let keep = cut.matches(&record.common, id.raw(), &known)
+                && query.volumes.as_ref().is_none_or(|volumes| volumes.contains(&record.volume))
+                && (query.status.is_empty() || query.status.contains(&status))
+                && query.backup_owned.is_none_or(|on| on == record.backup_owned)
+                && query.trigger.is_none_or(|t| (t == Trigger::Automatic) == record.automatic);
+            if !keep {
                 return Ok(None);
             }
-            let volume = record.volume;
-            let there = match exists.get(&volume) {
-                Some(there) => *there,
-                None => *exists.entry(volume).or_insert(catalogue::has_volume(table, volume)?),
+            let bootable = match volumes.get(&record.volume) {
+                Some(known) => *known,
+                None => {
+                    let found = catalogue::volume(table, record.volume)?.map(|v| v.common.bootable);
+                    *volumes.entry(record.volume).or_insert(found)
+                }
             };
-            Ok(Some(Snapshot::from_record(id, record, there)))
+            if cut.bootable.is_some_and(|on| on != bootable.unwrap_or(record.common.bootable)) {
+                return Ok(None);
+            }
+            let zone = names.zone(table, record.common.zone)?;
+            if cut.zone.as_ref().is_some_and(|want| *want != zone) {
+                return Ok(None);
+            }
+            let sortable = Sortable::of(id.raw(), status.as_str(), &record.common);
+            let project = names.project(table, record.common.project)?;
+            let around = snapshot::Around { project, zone, status, volume_bootable: bootable };
+            Ok(Some((sortable, Snapshot::from_record(id, record, around))))
         };
-        let (items, more, total) = page(table, start, index(), &query.cut, unfiltered, &mut load)?;
+        let (items, more, total) = match candidates() {
+            Candidates::Index(mut index) if cut.natural() => {
+                if let Some((created, object, _)) = marked {
+                    index = index.after(created, object);
+                }
+                let Candidates::Index(whole) = candidates() else { return Err(Error::Closed) };
+                let by_index = query.volumes.is_none() || known.projects.is_none();
+                let unfiltered = by_index
+                    && cut.takes_all()
+                    && query.status.is_empty()
+                    && query.backup_owned.is_none()
+                    && query.trigger.is_none();
+                let mut load = |object| Ok(load(object)?.map(|(_, snapshot)| snapshot));
+                page(table, index, whole, cut, unfiltered, &mut load)?
+            }
+            other => sorted_page(table, other, cut, marked.map(|m| m.2), &mut load)?,
+        };
         let next = if more { items.last().map(|s: &Snapshot| s.id) } else { None };
         Ok(Page { items, next, total })
     }
 }
 
 impl Inner {
-    /// The stored status, or what the attachments make of it.
-    pub(super) fn volume_status(&self, id: VolumeId, record: &VolumeRecord) -> VolumeStatus {
-        match record.status {
-            VolumeStatus::Available if self.attachments.count(id.object()) > 0 => VolumeStatus::InUse,
-            stored => stored,
+    /// A job that runs, or what attachments make of the stored status, or that.
+    pub(super) fn volume_status(
+        &self,
+        table: &dyn Table,
+        id: VolumeId,
+        record: &VolumeRecord,
+    ) -> Result<VolumeStatus> {
+        if let Some(status) = self.jobs.volume(id) {
+            return Ok(status);
         }
+        if record.status != VolumeStatus::Available {
+            return Ok(record.status);
+        }
+        let attached =
+            self.attachments.count(id.object()) > 0 || !Index::attachments(id).next_ids(table, 1)?.is_empty();
+        Ok(if attached { VolumeStatus::InUse } else { VolumeStatus::Available })
+    }
+
+    pub(super) fn snapshot_status(&self, id: SnapshotId, record: &SnapshotRecord) -> SnapshotStatus {
+        self.jobs.snapshot(id).unwrap_or(record.status)
+    }
+
+    /// Who holds a volume: stored attachments first; of the handles those beyond them, the latest.
+    pub(super) fn attachments_of(&self, table: &dyn Table, id: VolumeId) -> Result<Vec<Attachment>> {
+        let mut all = servers::stored(table, id)?;
+        let handles = self.attachments.handles(id.object());
+        for handle in handles.into_iter().skip(all.len()) {
+            all.push(Attachment {
+                // Told apart by the number of the handle, and stable while it is open.
+                id: AttachmentId::new(Uuid::from_u128(id.raw().as_u128() ^ u128::from(handle.number))),
+                volume: id,
+                server_id: None,
+                server_kind: None,
+                host_name: None,
+                device: None,
+                read_only: handle.read_only,
+                server_state: handle.server_state,
+                attached_at_micros: handle.since_micros,
+                stored: false,
+            });
+        }
+        Ok(all)
     }
 
     pub(super) fn describe_volume(
@@ -324,9 +728,25 @@ impl Inner {
         id: VolumeId,
         record: VolumeRecord,
     ) -> Result<Volume> {
-        let attachments = self.attachments.count(id.object());
-        let snapshot_count = catalogue::snapshot_count(table, id)?;
-        Ok(Volume::from_record(id, record, attachments, snapshot_count))
+        self.describe_volume_with(table, &mut Names::default(), id, record)
+    }
+
+    fn describe_volume_with(
+        &self,
+        table: &dyn Table,
+        names: &mut Names,
+        id: VolumeId,
+        record: VolumeRecord,
+    ) -> Result<Volume> {
+        let around = volume::Around {
+            project: names.project(table, record.common.project)?,
+            zone: names.zone(table, record.common.zone)?,
+            status: self.volume_status(table, id, &record)?,
+            attachments: self.attachments_of(table, id)?,
+            handles: self.attachments.count(id.object()),
+            snapshot_count: catalogue::snapshot_count(table, id)?.all,
+        };
+        Ok(Volume::from_record(id, record, around))
     }
 
     pub(super) fn describe_snapshot(
@@ -335,8 +755,14 @@ impl Inner {
         id: SnapshotId,
         record: SnapshotRecord,
     ) -> Result<Snapshot> {
-        let there = catalogue::has_volume(table, record.volume)?;
-        Ok(Snapshot::from_record(id, record, there))
+        let mut names = Names::default();
+        let around = snapshot::Around {
+            project: names.project(table, record.common.project)?,
+            zone: names.zone(table, record.common.zone)?,
+            status: self.snapshot_status(id, &record),
+            volume_bootable: catalogue::volume(table, record.volume)?.map(|v| v.common.bootable),
+        };
+        Ok(Snapshot::from_record(id, record, around))
     }
 }
 

@@ -1,24 +1,30 @@
 //! What the catalogue stores about a volume and a snapshot: one versioned encoding for both.
 //!
-//! Little-endian. Version 1:
+//! Little-endian. Version 2:
 //!
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
-//! | 0 | 1 | version | 1 |
+//! | 0 | 1 | version | 2 |
 //! | 1 | 1 | kind | 1 volume, 2 snapshot |
 //! | 2 | 1 | status | number of the status |
-//! | 3 | 1 | flags | bit 0 shared (volume) or held (snapshot), 1 has name, 2 has description, 3 has been updated |
-//! | 4 | 4 | tag | volume: source (0 blank, 1 snapshot, 2 volume); snapshot: epoch |
+//! | 3 | 1 | source | volume: 0 blank, 1 snapshot, 2 volume, 3 image, 4 backup; snapshot: 0 |
+//! | 4 | 4 | epoch | snapshot: the epoch it ended; volume: 0 |
 //! | 8 | 8 | size_bytes | virtual size in bytes |
 //! | 16 | 8 | created | microseconds since 1970 |
 //! | 24 | 8 | updated | microseconds since 1970; 0 without flag 3 |
 //! | 32 | 16 | other | volume: id of the source, 0 when blank; snapshot: id of its volume |
 //! | 48 | 4 | length | bytes in the whole record |
 //! | 52 | 4 | pairs | metadata pairs |
-//! | 56 | 1 | name length | bytes; 0 without flag 1 |
-//! | 57 | 1 | description length | bytes; 0 without flag 2 |
-//! | 58 | 38 | reserved | zero: options and key id of the object |
-//! | 96 | | name, description | UTF-8 |
+//! | 56 | 4 | project | number of the project |
+//! | 60 | 2 | zone | number of the zone |
+//! | 62 | 2 | flags | bit 0 shared (volume) or held (snapshot), 1 has name, 2 has description, 3 has been updated, 4 has a type, 5 has a placement hint, 6 bootable, 7 read-only (volume) or of a backup (snapshot), 8 automatic (snapshot) |
+//! | 64 | 8 | alias | the short id behind its prefix: `a`-`z`, `0`-`9` |
+//! | 72 | 2 | name length | bytes; 0 without flag 1 |
+//! | 74 | 2 | description length | bytes; 0 without flag 2 |
+//! | 76 | 2 | type length | bytes; 0 without flag 4 |
+//! | 78 | 2 | placement length | bytes; 0 without flag 5 |
+//! | 80 | 16 | reserved | zero: options and key id of the object |
+//! | 96 | | name, description, type, placement | UTF-8 |
 //! | | | metadata | per pair: key length (1), value length (1), key, value; keys ascend |
 //!
 //! What every reader needs stands first and at fixed places; what varies comes last, the only unbounded part
@@ -29,24 +35,32 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::error::{Corruption, Result};
-use crate::units::{BLOCK_BYTES, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use crate::units::{BLOCK_BYTES, BackupId, ImageId, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 
-use super::limits::MAX_METADATA_BYTES;
+use super::aliases::Alias;
+use super::fields::{Texts, id_at, u16_at, u32_at, u64_at};
+use super::limits::{MAX_METADATA_BYTES, MAX_PLACEMENT_BYTES, MAX_STORED_TEXT_BYTES, MAX_TEXT_BYTES};
 use super::status::{SnapshotStatus, VolumeStatus};
 use super::volume::VolumeSource;
 
 /// Bytes before the name.
 const HEAD: usize = 96;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KIND_VOLUME: u8 = 1;
 const KIND_SNAPSHOT: u8 = 2;
-const MARKED: u8 = 1;
-const HAS_NAME: u8 = 2;
-const HAS_DESCRIPTION: u8 = 4;
-const HAS_UPDATED: u8 = 8;
+const MARKED: u16 = 1;
+const HAS_NAME: u16 = 2;
+const HAS_DESCRIPTION: u16 = 4;
+const HAS_UPDATED: u16 = 8;
+const HAS_TYPE: u16 = 16;
+const HAS_PLACEMENT: u16 = 32;
+const BOOTABLE: u16 = 64;
+const SPECIAL: u16 = 128;
+const AUTOMATIC: u16 = 256;
 /// More bytes than any record within the limits has: pairs of two length bytes and two strings that are
 /// not both empty, hence at most three times the text.
-const MAX_RECORD_BYTES: usize = HEAD + 2 * 255 + 3 * MAX_METADATA_BYTES + 2;
+const MAX_RECORD_BYTES: usize =
+    HEAD + 2 * MAX_STORED_TEXT_BYTES + MAX_TEXT_BYTES + MAX_PLACEMENT_BYTES + 3 * MAX_METADATA_BYTES + 2;
 
 const _: () = assert!(MAX_RECORD_BYTES < u32::MAX as usize);
 
@@ -54,6 +68,8 @@ const _: () = assert!(MAX_RECORD_BYTES < u32::MAX as usize);
 pub(super) struct VolumeRecord {
     pub(super) status: VolumeStatus,
     pub(super) multiattach: bool,
+    pub(super) read_only: bool,
+    pub(super) placement: Option<String>,
     pub(super) source: VolumeSource,
     pub(super) common: Common,
 }
@@ -62,6 +78,8 @@ pub(super) struct VolumeRecord {
 pub(super) struct SnapshotRecord {
     pub(super) status: SnapshotStatus,
     pub(super) held: bool,
+    pub(super) backup_owned: bool,
+    pub(super) automatic: bool,
     pub(super) volume: VolumeId,
     pub(super) epoch: u32,
     pub(super) common: Common,
@@ -76,6 +94,12 @@ pub(super) struct Common {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) created: u64,
     pub(super) updated: Option<u64>,
+    pub(super) project: u32,
+    pub(super) zone: u16,
+    pub(super) alias: Alias,
+    pub(super) volume_type: Option<String>,
+    /// Whether a server can boot from it; of a snapshot: whether one could from its volume at that moment.
+    pub(super) bootable: bool,
 }
 
 /// A record whose bytes the catalogue can store in segments.
@@ -83,34 +107,57 @@ pub(super) trait Record: Sized {
     const STRUCTURE: &'static str;
     fn encode(&self) -> Vec<u8>;
     fn decode(bytes: &[u8]) -> Result<Self, Corruption>;
+    /// The length of the whole that the first segment declares.
+    fn declared_len(first: &[u8]) -> Result<usize, Corruption> {
+        declared_len(first, Self::STRUCTURE)
+    }
 }
 
 impl Record for VolumeRecord {
     const STRUCTURE: &'static str = "volume record";
 
     fn encode(&self) -> Vec<u8> {
-        let (tag, other) = match self.source {
+        let (source, other) = match self.source {
             VolumeSource::Blank => (0, Uuid::nil()),
             VolumeSource::Snapshot(id) => (1, id.raw()),
             VolumeSource::Volume(id) => (2, id.raw()),
+            VolumeSource::Image(id) => (3, id.raw()),
+            VolumeSource::Backup(id) => (4, id.raw()),
         };
-        let marked = u8::from(self.multiattach) * MARKED;
-        self.common.encode([KIND_VOLUME, self.status.code(), marked], tag, other)
+        let flags = u16::from(self.multiattach) * MARKED | u16::from(self.read_only) * SPECIAL;
+        let head = Fixed { kind: KIND_VOLUME, status: self.status.code(), source, flags, epoch: 0, other };
+        self.common.encode(head, self.placement.as_deref())
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Corruption> {
         let head = Head::decode(bytes, KIND_VOLUME, Self::STRUCTURE)?;
         let bad =
             |field, expected: &str, found: u64| Corruption::new(Self::STRUCTURE, 0, field, expected, found);
-        let status = VolumeStatus::from_code(head.status)
-            .ok_or_else(|| bad("status", "a volume status", head.status.into()))?;
-        let source = match (head.tag, head.other) {
+        let fixed = head.fixed;
+        let status = VolumeStatus::from_code(fixed.status)
+            .ok_or_else(|| bad("status", "a volume status", fixed.status.into()))?;
+        let source = match (fixed.source, fixed.other) {
             (0, id) if id.is_nil() => VolumeSource::Blank,
             (1, id) => VolumeSource::Snapshot(SnapshotId::new(id)),
             (2, id) => VolumeSource::Volume(VolumeId::new(id)),
-            (tag, _) => return Err(bad("source", "0 without an id, 1 or 2", tag.into())),
+            (3, id) => VolumeSource::Image(ImageId::new(id)),
+            (4, id) => VolumeSource::Backup(BackupId::new(id)),
+            (source, _) => return Err(bad("source", "0 without an id, or 1 to 4", source.into())),
         };
-        Ok(Self { status, multiattach: head.marked, source, common: head.common })
+        if fixed.epoch != 0 {
+            return Err(bad("epoch", "0", fixed.epoch.into()));
+        }
+        if fixed.flags & AUTOMATIC != 0 {
+            return Err(bad("flags", "no bit of a snapshot", fixed.flags.into()));
+        }
+        Ok(Self {
+            status,
+            multiattach: fixed.flags & MARKED != 0,
+            read_only: fixed.flags & SPECIAL != 0,
+            placement: head.placement,
+            source,
+            common: head.common,
+        })
     }
 }
 
@@ -118,26 +165,39 @@ impl Record for SnapshotRecord {
     const STRUCTURE: &'static str = "snapshot record";
 
     fn encode(&self) -> Vec<u8> {
-        let marked = u8::from(self.held) * MARKED;
-        self.common.encode([KIND_SNAPSHOT, self.status.code(), marked], self.epoch, self.volume.raw())
+        let flags = u16::from(self.held) * MARKED
+            | u16::from(self.backup_owned) * SPECIAL
+            | u16::from(self.automatic) * AUTOMATIC;
+        let (status, epoch, other) = (self.status.code(), self.epoch, self.volume.raw());
+        self.common.encode(Fixed { kind: KIND_SNAPSHOT, status, source: 0, flags, epoch, other }, None)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Corruption> {
         let head = Head::decode(bytes, KIND_SNAPSHOT, Self::STRUCTURE)?;
-        let status = SnapshotStatus::from_code(head.status)
-            .ok_or_else(|| Corruption::new(Self::STRUCTURE, 0, "status", "a snapshot status", head.status))?;
+        let fixed = head.fixed;
+        let bad =
+            |field, expected: &str, found: u64| Corruption::new(Self::STRUCTURE, 0, field, expected, found);
+        let status = SnapshotStatus::from_code(fixed.status)
+            .ok_or_else(|| bad("status", "a snapshot status", fixed.status.into()))?;
+        if fixed.source != 0 {
+            return Err(bad("source", "0", fixed.source.into()));
+        }
+        if head.placement.is_some() {
+            return Err(bad("flags", "no placement hint of a snapshot", fixed.flags.into()));
+        }
         Ok(Self {
             status,
-            held: head.marked,
-            volume: VolumeId::new(head.other),
-            epoch: head.tag,
+            held: fixed.flags & MARKED != 0,
+            backup_owned: fixed.flags & SPECIAL != 0,
+            automatic: fixed.flags & AUTOMATIC != 0,
+            volume: VolumeId::new(fixed.other),
+            epoch: fixed.epoch,
             common: head.common,
         })
     }
 }
 
-/// The length that the first segment of a record declares for the whole.
-pub(super) fn declared_len(first: &[u8], structure: &'static str) -> Result<usize, Corruption> {
+fn declared_len(first: &[u8], structure: &'static str) -> Result<usize, Corruption> {
     let len = first.get(48..52).map_or(0, |b| u32_at(b, 0) as usize);
     if !(HEAD..=MAX_RECORD_BYTES).contains(&len) {
         let want = format!("{HEAD} to {MAX_RECORD_BYTES} bytes");
@@ -146,29 +206,46 @@ pub(super) fn declared_len(first: &[u8], structure: &'static str) -> Result<usiz
     Ok(len)
 }
 
+/// The numbers of a head that each kind reads in its own way.
+struct Fixed {
+    kind: u8,
+    status: u8,
+    source: u8,
+    flags: u16,
+    epoch: u32,
+    other: Uuid,
+}
+
 impl Common {
-    fn encode(&self, [kind, status, marked]: [u8; 3], tag: u32, other: Uuid) -> Vec<u8> {
-        let name = self.name.as_deref().unwrap_or("");
-        let description = self.description.as_deref().unwrap_or("");
+    fn encode(&self, fixed: Fixed, placement: Option<&str>) -> Vec<u8> {
+        let texts = [
+            (HAS_NAME, self.name.as_deref()),
+            (HAS_DESCRIPTION, self.description.as_deref()),
+            (HAS_TYPE, self.volume_type.as_deref()),
+            (HAS_PLACEMENT, placement),
+        ];
+        let mut flags = fixed.flags
+            | (u16::from(self.updated.is_some()) * HAS_UPDATED)
+            | (u16::from(self.bootable) * BOOTABLE);
         let mut out = vec![0u8; HEAD];
-        out[0] = VERSION;
-        out[1] = kind;
-        out[2] = status;
-        out[3] = marked
-            | (u8::from(self.name.is_some()) * HAS_NAME)
-            | (u8::from(self.description.is_some()) * HAS_DESCRIPTION)
-            | (u8::from(self.updated.is_some()) * HAS_UPDATED);
-        out[4..8].copy_from_slice(&tag.to_le_bytes());
+        for (n, (flag, text)) in texts.into_iter().enumerate() {
+            let Some(text) = text else { continue };
+            flags |= flag;
+            // The limits were checked before a record came to be: every length fits.
+            out[72 + 2 * n..74 + 2 * n].copy_from_slice(&(text.len() as u16).to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+        out[..4].copy_from_slice(&[VERSION, fixed.kind, fixed.status, fixed.source]);
+        out[4..8].copy_from_slice(&fixed.epoch.to_le_bytes());
         out[8..16].copy_from_slice(&self.size_bytes.to_le_bytes());
         out[16..24].copy_from_slice(&self.created.to_le_bytes());
         out[24..32].copy_from_slice(&self.updated.unwrap_or(0).to_le_bytes());
-        out[32..48].copy_from_slice(other.as_bytes());
+        out[32..48].copy_from_slice(fixed.other.as_bytes());
         out[52..56].copy_from_slice(&(self.metadata.len() as u32).to_le_bytes());
-        // The limits were checked before a record came to be: every length fits its byte.
-        out[56] = name.len() as u8;
-        out[57] = description.len() as u8;
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(description.as_bytes());
+        out[56..60].copy_from_slice(&self.project.to_le_bytes());
+        out[60..62].copy_from_slice(&self.zone.to_le_bytes());
+        out[62..64].copy_from_slice(&flags.to_le_bytes());
+        out[64..72].copy_from_slice(&self.alias.raw());
         for (key, value) in &self.metadata {
             out.extend_from_slice(&[key.len() as u8, value.len() as u8]);
             out.extend_from_slice(key.as_bytes());
@@ -181,10 +258,8 @@ impl Common {
 }
 
 struct Head {
-    status: u8,
-    marked: bool,
-    tag: u32,
-    other: Uuid,
+    fixed: Fixed,
+    placement: Option<String>,
     common: Common,
 }
 
@@ -203,11 +278,11 @@ impl Head {
         if bytes[1] != kind {
             return Err(number("kind", kind.into(), bytes[1].into()));
         }
-        let flags = bytes[3];
-        if flags & !(MARKED | HAS_NAME | HAS_DESCRIPTION | HAS_UPDATED) != 0 {
-            return Err(bad("flags", "only bits 0 to 3".into(), format!("{flags:#x}")));
+        let flags = u16_at(bytes, 62);
+        if flags >= AUTOMATIC << 1 {
+            return Err(bad("flags", "only bits 0 to 8".into(), format!("{flags:#x}")));
         }
-        if bytes[58..HEAD].iter().any(|b| *b != 0) {
+        if bytes[80..HEAD].iter().any(|b| *b != 0) {
             return Err(bad("reserved", "zeroes".into(), "other bytes".into()));
         }
         let size_bytes = u64_at(bytes, 8);
@@ -218,15 +293,27 @@ impl Head {
         if updated != 0 && flags & HAS_UPDATED == 0 {
             return Err(number("updated", 0, updated));
         }
+        let mut alias = [0; 8];
+        alias.copy_from_slice(&bytes[64..72]);
+        let alias = Alias::from_raw(alias)
+            .ok_or_else(|| bad("alias", "letters a to z and digits".into(), format!("{alias:?}")))?;
         let mut rest = Texts { bytes: &bytes[HEAD..], structure };
-        let name = rest.optional(flags & HAS_NAME != 0, bytes[56], "name")?;
-        let description = rest.optional(flags & HAS_DESCRIPTION != 0, bytes[57], "description")?;
+        let name = rest.optional(flags & HAS_NAME != 0, u16_at(bytes, 72), "name")?;
+        let description = rest.optional(flags & HAS_DESCRIPTION != 0, u16_at(bytes, 74), "description")?;
+        let volume_type = rest.optional(flags & HAS_TYPE != 0, u16_at(bytes, 76), "type")?;
+        let placement = rest.optional(flags & HAS_PLACEMENT != 0, u16_at(bytes, 78), "placement")?;
         let metadata = rest.pairs(u32_at(bytes, 52))?;
+        rest.end()?;
         Ok(Self {
-            status: bytes[2],
-            marked: flags & MARKED != 0,
-            tag: u32_at(bytes, 4),
-            other: Uuid::from_bytes(id_at(bytes, 32)),
+            fixed: Fixed {
+                kind,
+                status: bytes[2],
+                source: bytes[3],
+                flags: flags & (MARKED | SPECIAL | AUTOMATIC),
+                epoch: u32_at(bytes, 4),
+                other: Uuid::from_bytes(id_at(bytes, 32)),
+            },
+            placement,
             common: Common {
                 name,
                 description,
@@ -234,83 +321,14 @@ impl Head {
                 metadata,
                 created: u64_at(bytes, 16),
                 updated: (flags & HAS_UPDATED != 0).then_some(updated),
+                project: u32_at(bytes, 56),
+                zone: u16_at(bytes, 60),
+                alias,
+                volume_type,
+                bootable: flags & BOOTABLE != 0,
             },
         })
     }
-}
-
-/// The strings behind the head, taken one after another.
-struct Texts<'a> {
-    bytes: &'a [u8],
-    structure: &'static str,
-}
-
-impl Texts<'_> {
-    fn bad(&self, field: &'static str, expected: &str, found: impl ToString) -> Corruption {
-        Corruption::new(self.structure, 0, field, expected, found)
-    }
-
-    fn take(&mut self, len: usize, field: &'static str) -> Result<String, Corruption> {
-        let Some((text, rest)) = self.bytes.split_at_checked(len) else {
-            return Err(self.bad(field, &format!("{len} bytes"), format!("{} bytes", self.bytes.len())));
-        };
-        let text = std::str::from_utf8(text).map_err(|e| self.bad(field, "UTF-8", e))?;
-        self.bytes = rest;
-        Ok(text.to_owned())
-    }
-
-    fn optional(
-        &mut self,
-        present: bool,
-        len: u8,
-        field: &'static str,
-    ) -> Result<Option<String>, Corruption> {
-        if !present && len != 0 {
-            return Err(self.bad(field, "no bytes without its flag", len));
-        }
-        let text = self.take(usize::from(len), field)?;
-        Ok(present.then_some(text))
-    }
-
-    fn pairs(&mut self, count: u32) -> Result<BTreeMap<String, String>, Corruption> {
-        // The count is not trusted with memory: each pair is read before room is made for it.
-        let mut out = BTreeMap::new();
-        for _ in 0..count {
-            let Some(([key, value], rest)) = self.bytes.split_first_chunk::<2>() else {
-                return Err(self.bad("metadata", &format!("{count} pairs"), out.len()));
-            };
-            let (key, value) = (usize::from(*key), usize::from(*value));
-            self.bytes = rest;
-            let key = self.take(key, "metadata key")?;
-            let value = self.take(value, "metadata value")?;
-            if out.last_key_value().is_some_and(|(last, _)| *last >= key) {
-                return Err(self.bad("metadata key", "ascending keys", key));
-            }
-            out.insert(key, value);
-        }
-        if !self.bytes.is_empty() {
-            return Err(self.bad("metadata", "no bytes behind the last pair", self.bytes.len()));
-        }
-        Ok(out)
-    }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut le = [0; 4];
-    le.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(le)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut le = [0; 8];
-    le.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(le)
-}
-
-fn id_at(bytes: &[u8], at: usize) -> [u8; 16] {
-    let mut id = [0; 16];
-    id.copy_from_slice(&bytes[at..at + 16]);
-    id
 }
 
 #[cfg(test)]
@@ -327,30 +345,39 @@ mod tests {
             proptest::collection::btree_map("\\PC{0,20}", "\\PC{0,60}", 0..40),
             any::<u64>(),
             proptest::option::of(any::<u64>()),
+            (any::<u32>(), any::<u16>(), any::<u64>(), proptest::option::of("\\PC{0,60}"), any::<bool>()),
         )
-            .prop_map(|(name, description, blocks, metadata, created, updated)| Common {
+            .prop_map(|(name, description, blocks, metadata, created, updated, more)| Common {
                 name,
                 description,
                 size_bytes: blocks * 4096,
                 metadata,
                 created,
                 updated,
+                project: more.0,
+                zone: more.1,
+                alias: Alias::from_hash(more.2),
+                volume_type: more.3,
+                bootable: more.4,
             })
     }
 
     proptest! {
         #[test]
-        fn records_survive_their_encoding(common in common(), id in any::<u128>(), mark in any::<bool>(), pick in 0usize..18, epoch in any::<u32>()) {
+        fn records_survive_their_encoding(common in common(), id in any::<u128>(), mark in any::<bool>(), placement in proptest::option::of("\\PC{0,60}"), pick in 0usize..18, epoch in any::<u32>()) {
             let id = Uuid::from_u128(id);
-            let source = match pick % 3 {
+            let source = match pick % 5 {
                 0 => VolumeSource::Blank,
                 1 => VolumeSource::Snapshot(SnapshotId::new(id)),
-                _ => VolumeSource::Volume(VolumeId::new(id)),
+                2 => VolumeSource::Volume(VolumeId::new(id)),
+                3 => VolumeSource::Image(ImageId::new(id)),
+                _ => VolumeSource::Backup(BackupId::new(id)),
             };
-            let volume = VolumeRecord { status: VolumeStatus::ALL[pick], multiattach: mark, source, common: common.clone() };
+            let (status, multiattach, read_only) = (VolumeStatus::ALL[pick], mark, pick % 2 == 0);
+            let volume = VolumeRecord { status, multiattach, read_only, placement, source, common: common.clone() };
             prop_assert_eq!(VolumeRecord::decode(&volume.encode()).unwrap(), volume.clone());
             prop_assert!(SnapshotRecord::decode(&volume.encode()).is_err());
-            let snapshot = SnapshotRecord { status: SnapshotStatus::ALL[pick % 7], held: mark, volume: VolumeId::new(id), epoch, common };
+            let snapshot = SnapshotRecord { status: SnapshotStatus::ALL[pick % 7], held: mark, backup_owned: pick % 2 == 0, automatic: pick % 3 == 0, volume: VolumeId::new(id), epoch, common };
             prop_assert_eq!(SnapshotRecord::decode(&snapshot.encode()).unwrap(), snapshot);
         }
 
@@ -362,7 +389,7 @@ mod tests {
 
         #[test]
         fn a_damaged_record_never_panics_and_never_grows(common in common(), at in any::<proptest::sample::Index>(), bit in 0u8..8, cut in any::<proptest::sample::Index>()) {
-            let record = VolumeRecord { status: VolumeStatus::Available, multiattach: false, source: VolumeSource::Blank, common };
+            let record = VolumeRecord { status: VolumeStatus::Available, multiattach: false, read_only: true, placement: None, source: VolumeSource::Blank, common };
             let mut bytes = record.encode();
             let n = bytes.len();
             bytes[at.index(n)] ^= 1 << bit;
@@ -379,6 +406,8 @@ mod tests {
         let record = SnapshotRecord {
             status: SnapshotStatus::Available,
             held: true,
+            backup_owned: false,
+            automatic: true,
             volume: VolumeId::new(Uuid::from_u128(0x0102)),
             epoch: 9,
             common: Common {
@@ -388,16 +417,24 @@ mod tests {
                 metadata: BTreeMap::from([("k".into(), "vv".into())]),
                 created: 5,
                 updated: None,
+                project: 3,
+                zone: 4,
+                alias: Alias::from_raw(*b"abcd0123").unwrap(),
+                volume_type: Some("SSD".into()),
+                bootable: false,
             },
         };
-        let mut want = vec![1, 2, 2, 3, 9, 0, 0, 0];
+        let mut want = vec![2, 2, 2, 0, 9, 0, 0, 0];
         want.extend(4096u64.to_le_bytes());
         want.extend(5u64.to_le_bytes());
         want.extend([0; 8]);
         want.extend(0x0102u128.to_be_bytes());
-        want.extend([102, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
-        want.extend([0; 38]);
-        want.extend(b"n\x01\x02kvv");
+        want.extend([105, 0, 0, 0, 1, 0, 0, 0]);
+        want.extend([3, 0, 0, 0, 4, 0, 0b0001_0011, 1]);
+        want.extend(b"abcd0123");
+        want.extend([1, 0, 0, 0, 3, 0, 0, 0]);
+        want.extend([0; 16]);
+        want.extend(b"nSSD\x01\x02kvv");
         assert_eq!(record.encode(), want);
     }
 }

@@ -2,14 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result, Violation};
 use crate::units::{SnapshotId, VolumeId};
 
-use super::limits::{MAX_TEXT_BYTES, check_metadata, check_text};
+use super::limits::{BACKUP_SNAPSHOT_PREFIX, Limits, check_metadata};
+use super::projects::Project;
 use super::records::SnapshotRecord;
 use super::status::SnapshotStatus;
+
+/// Who asked for a snapshot: a label, which changes nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// Somebody.
+    #[default]
+    Manual,
+    /// A schedule, or a backup.
+    Automatic,
+}
+
+/// What a caller should know about a call that was accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The name of the snapshot begins as those of backups do; it is an ordinary snapshot all the same.
+    BackupPrefix,
+    /// A snapshot of a backup was deleted: the next backup of its volume is a full one.
+    NextBackupIsFull,
+}
 
 /// A snapshot at the moment it was asked about.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -17,6 +39,16 @@ use super::status::SnapshotStatus;
 pub struct Snapshot {
     /// Its identity.
     pub id: SnapshotId,
+    /// A short id, unique in the pool: `snap-` and eight of `a`-`z`, `0`-`9`.
+    pub alias: String,
+    /// The project it belongs to: that of its volume.
+    pub project: Project,
+    /// The zone of its volume.
+    pub zone: String,
+    /// The type of its volume.
+    pub volume_type: Option<String>,
+    /// Whether its volume is bootable; of a volume that is gone, whether it was when the snapshot was taken.
+    pub bootable: bool,
     /// The volume whose content it holds.
     pub volume: VolumeId,
     /// Whether that volume still exists.
@@ -33,32 +65,63 @@ pub struct Snapshot {
     pub metadata: BTreeMap<String, String>,
     /// Whether it is held: a held snapshot is not deleted.
     pub held: bool,
+    /// Whether a backup made it for itself: it cannot be rolled back to or cloned, and does not count against
+    /// the limit of snapshots.
+    pub backup_owned: bool,
+    /// Who asked for it.
+    pub trigger: Trigger,
     /// When it was created, in microseconds since 1970.
     pub created_at_micros: u64,
-    /// When name, description or metadata last changed, in microseconds since 1970.
+    /// When anything about it last changed, in microseconds since 1970.
     pub updated_at_micros: Option<u64>,
     /// The pool's snapshot epoch that it ended: blocks it holds were written in this epoch or before.
     pub epoch: u32,
 }
 
 impl Snapshot {
-    pub(super) fn from_record(id: SnapshotId, record: SnapshotRecord, volume_exists: bool) -> Self {
+    pub(super) fn from_record(id: SnapshotId, record: SnapshotRecord, around: Around) -> Self {
+        let Around { project, zone, status, volume_bootable } = around;
         let common = record.common;
         Self {
             id,
+            alias: format!("snap-{}", common.alias),
+            project,
+            zone,
+            volume_type: common.volume_type,
+            bootable: volume_bootable.unwrap_or(common.bootable),
             volume: record.volume,
-            volume_exists,
+            volume_exists: volume_bootable.is_some(),
             name: common.name,
             description: common.description,
             size_bytes: common.size_bytes,
-            status: record.status,
+            status,
             metadata: common.metadata,
             held: record.held,
+            backup_owned: record.backup_owned,
+            trigger: if record.automatic { Trigger::Automatic } else { Trigger::Manual },
             created_at_micros: common.created,
             updated_at_micros: common.updated,
             epoch: record.epoch,
         }
     }
+}
+
+impl Snapshot {
+    /// What is remarkable about it, if anything: its name begins with [`BACKUP_SNAPSHOT_PREFIX`], and it belongs
+    /// to no backup.
+    pub fn warning(&self) -> Option<Warning> {
+        let named = self.name.as_deref().is_some_and(|name| name.starts_with(BACKUP_SNAPSHOT_PREFIX));
+        (named && !self.backup_owned).then_some(Warning::BackupPrefix)
+    }
+}
+
+/// What is to be known about a snapshot beside its record.
+pub(super) struct Around {
+    pub(super) project: Project,
+    pub(super) zone: String,
+    pub(super) status: SnapshotStatus,
+    /// Of the volume; `None` when it is gone.
+    pub(super) volume_bootable: Option<bool>,
 }
 
 /// What a new snapshot is to be.
@@ -70,6 +133,7 @@ pub struct SnapshotSpec {
     pub(super) description: Option<String>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) force: bool,
+    pub(super) trigger: Trigger,
     pub(super) id: Option<SnapshotId>,
 }
 
@@ -103,51 +167,26 @@ impl SnapshotSpec {
         self.force = on;
         self
     }
+    /// Who asks for it: a label. `Manual` by default.
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = trigger;
+        self
+    }
     /// The id to give it, in place of a fresh one.
     pub fn id(mut self, id: SnapshotId) -> Self {
         self.id = Some(id);
         self
     }
 
-    pub(super) fn check(&self) -> Result<()> {
-        check_text("name", self.name.as_deref(), MAX_TEXT_BYTES)?;
-        check_text("description", self.description.as_deref(), MAX_TEXT_BYTES)?;
+    pub(super) fn check(&self, limits: &Limits) -> Result<()> {
+        limits.check_name(self.name.as_deref(), 0)?;
+        limits.check_description(self.description.as_deref())?;
+        let prefixed = self.name.as_deref().is_some_and(|name| name.starts_with(BACKUP_SNAPSHOT_PREFIX));
+        if limits.refuse_backup_prefix && prefixed {
+            let why = format!("names that begin with {BACKUP_SNAPSHOT_PREFIX} belong to backups");
+            return Err(Error::invalid("name", Violation::ReservedName, why));
+        }
         check_metadata(&self.metadata)
-    }
-}
-
-/// What to change about a snapshot; what is `None` stays.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-#[must_use]
-pub struct SnapshotUpdate {
-    /// The new name; `Some(None)` removes it.
-    pub name: Option<Option<String>>,
-    /// The new description; `Some(None)` removes it.
-    pub description: Option<Option<String>>,
-    /// The new metadata, in place of all there was.
-    pub metadata: Option<BTreeMap<String, String>>,
-}
-
-impl SnapshotUpdate {
-    /// Changes nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-    /// A new name of at most 255 bytes; `None` removes it.
-    pub fn name(mut self, name: Option<String>) -> Self {
-        self.name = Some(name);
-        self
-    }
-    /// A new description of at most 255 bytes; `None` removes it.
-    pub fn description(mut self, description: Option<String>) -> Self {
-        self.description = Some(description);
-        self
-    }
-    /// New metadata in place of all there was: keys and values of at most 255 bytes, 1 MiB in all.
-    pub fn metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
-        self.metadata = Some(metadata);
-        self
     }
 }
 
@@ -157,6 +196,7 @@ impl SnapshotUpdate {
 #[must_use]
 pub struct RollbackOptions {
     pub(super) live: bool,
+    pub(super) volume: Option<VolumeId>,
 }
 
 impl RollbackOptions {
@@ -168,6 +208,11 @@ impl RollbackOptions {
     /// whoever caches it must be told. Off by default.
     pub fn live(mut self, on: bool) -> Self {
         self.live = on;
+        self
+    }
+    /// The volume that the caller means to roll back; any but the snapshot's own is refused.
+    pub fn volume(mut self, id: VolumeId) -> Self {
+        self.volume = Some(id);
         self
     }
 }

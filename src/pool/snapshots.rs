@@ -2,19 +2,20 @@
 
 use std::cell::Cell;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Limited, Result, Violation};
 use crate::units::{SnapshotId, VolumeId};
 
+use super::aliases::AliasOf;
 use super::batch::Batch;
 use super::catalogue::{self, Table};
 use super::deletion::{DeletePlan, Deletion};
-use super::limits::{MAX_TEXT_BYTES, check_metadata, check_text};
 use super::pool::Pool;
-use super::records::{Common, SnapshotRecord};
-use super::snapshot::{RollbackOptions, Snapshot, SnapshotSpec, SnapshotUpdate};
+use super::records::{Common, SnapshotRecord, VolumeRecord};
+use super::snapshot::{RollbackOptions, Snapshot, SnapshotSpec, Trigger, Warning};
 use super::status::{SnapshotStatus, VolumeStatus};
+use super::update::SnapshotUpdate;
 use super::volume::Volume;
-use super::volumes::{busy_snapshot, need_available, snapshot_status, wrong_status};
+use super::volumes::{busy_snapshot, snapshot_status, wrong_status};
 
 impl Batch<'_> {
     /// Takes a snapshot: see [`Pool::create_snapshot`].
@@ -22,31 +23,52 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::create_snapshot`].
     pub fn create_snapshot(&mut self, volume: VolumeId, spec: SnapshotSpec) -> Result<Snapshot> {
-        spec.check()?;
+        spec.check(self.limits)?;
         let source = catalogue::need_volume(self.table(), volume)?;
-        match self.inner.volume_status(volume, &source) {
+        match self.volume_status(volume, &source)? {
             VolumeStatus::Available => {}
             VolumeStatus::InUse if spec.force => {}
             status => return Err(wrong_status(volume, status, "create_snapshot")),
         }
+        if let Some(limit) = self.limits.snapshots_per_volume {
+            let count = catalogue::snapshot_count(self.table(), volume)?;
+            if count.all.saturating_sub(count.of_backups) >= limit {
+                return Err(Error::LimitExceeded { what: Limited::Snapshots, limit });
+            }
+        }
+        self.make_snapshot(volume, source, spec, false)
+    }
+
+    /// Takes a snapshot that was found to be allowed.
+    pub(super) fn make_snapshot(
+        &mut self,
+        volume: VolumeId,
+        source: VolumeRecord,
+        spec: SnapshotSpec,
+        backup_owned: bool,
+    ) -> Result<Snapshot> {
         let id = SnapshotId::new(self.claim_id("snapshot", spec.id.map(SnapshotId::raw))?);
+        let alias = self.claim_alias(AliasOf::Snapshot, id.object())?;
         let record = SnapshotRecord {
             status: SnapshotStatus::Available,
             held: false,
+            backup_owned,
+            automatic: spec.trigger == Trigger::Automatic,
             volume,
             epoch: self.inner.engine.epoch(),
             common: Common {
                 name: spec.name,
                 description: spec.description,
-                size_bytes: source.common.size_bytes,
                 metadata: spec.metadata,
                 created: self.now(),
                 updated: None,
+                alias,
+                ..source.common
             },
         };
         self.stage(|stage| catalogue::insert_snapshot(stage, id, &record))?;
         self.share(id.object(), volume.object());
-        Ok(Snapshot::from_record(id, record, true))
+        self.snapshot(id)
     }
 
     /// Changes name, description or metadata: see [`Pool::update_snapshot`].
@@ -54,27 +76,12 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::update_snapshot`].
     pub fn update_snapshot(&mut self, id: SnapshotId, update: SnapshotUpdate) -> Result<Snapshot> {
-        check_text("name", update.name.as_ref().and_then(|n| n.as_deref()), MAX_TEXT_BYTES)?;
-        check_text("description", update.description.as_ref().and_then(|d| d.as_deref()), MAX_TEXT_BYTES)?;
-        if let Some(metadata) = &update.metadata {
-            check_metadata(metadata)?;
-        }
-        if update.name.is_none() && update.description.is_none() && update.metadata.is_none() {
-            return Err(Error::invalid("update", "there is nothing to change"));
-        }
+        update.check(self.limits)?;
         let now = self.now();
         self.change_snapshot(id, |record| {
-            let common = &mut record.common;
-            if let Some(name) = update.name {
-                common.name = name;
-            }
-            if let Some(description) = update.description {
-                common.description = description;
-            }
-            if let Some(metadata) = update.metadata {
-                common.metadata = metadata;
-            }
-            common.updated = Some(now);
+            update.apply(&mut record.common)?;
+            record.common.updated = Some(now);
+            Ok(())
         })
     }
 
@@ -91,7 +98,10 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::hold_snapshot`].
     pub fn hold_snapshot(&mut self, id: SnapshotId) -> Result<Snapshot> {
-        self.change_snapshot(id, |record| record.held = true)
+        self.change_snapshot(id, |record| {
+            record.held = true;
+            Ok(())
+        })
     }
 
     /// Ends a hold: see [`Pool::release_snapshot`].
@@ -99,16 +109,22 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::hold_snapshot`].
     pub fn release_snapshot(&mut self, id: SnapshotId) -> Result<Snapshot> {
-        self.change_snapshot(id, |record| record.held = false)
+        self.change_snapshot(id, |record| {
+            record.held = false;
+            Ok(())
+        })
     }
 
     fn change_snapshot(
         &mut self,
         id: SnapshotId,
-        change: impl FnOnce(&mut SnapshotRecord),
+        change: impl FnOnce(&mut SnapshotRecord) -> Result<()>,
     ) -> Result<Snapshot> {
         let mut record = catalogue::need_snapshot(self.table(), id)?;
-        change(&mut record);
+        if let status @ SnapshotStatus::Deleting = self.snapshot_status(id, &record) {
+            return Err(snapshot_status(id, status, "update"));
+        }
+        change(&mut record)?;
         self.stage(|stage| catalogue::update_snapshot(stage, id, &record))?;
         self.inner.describe_snapshot(self.table(), id, record)
     }
@@ -119,8 +135,9 @@ impl Batch<'_> {
     /// As [`Pool::delete_snapshot`].
     pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<Deletion> {
         let record = catalogue::need_snapshot(self.table(), id)?;
-        if !matches!(record.status, SnapshotStatus::Available | SnapshotStatus::Error) {
-            return Err(snapshot_status(id, record.status, "delete"));
+        let status = self.snapshot_status(id, &record);
+        if !status.allows_delete() {
+            return Err(snapshot_status(id, status, "delete"));
         }
         if record.held {
             return Err(busy_snapshot(id, "it is held"));
@@ -128,9 +145,16 @@ impl Batch<'_> {
         if !self.alone(id.object(), SnapshotStatus::Deleting.as_str()) {
             return Err(busy_snapshot(id, "it is attached"));
         }
-        self.stage(|stage| catalogue::remove_snapshot(stage, id, &record))?;
+        self.stage(|stage| {
+            catalogue::set_finished(stage, id.object());
+            catalogue::remove_snapshot(stage, id, &record)
+        })?;
         self.trash(id.object());
-        Ok(Deletion::new(self.inner, None, vec![id], vec![id.object()]))
+        let mut deletion = Deletion::new(self.inner, None, vec![id], vec![id.object()]);
+        if record.backup_owned {
+            deletion.warn(Warning::NextBackupIsFull);
+        }
+        Ok(deletion)
     }
 
     /// Rolls a detached volume back: see [`Pool::rollback`].
@@ -147,10 +171,22 @@ impl Batch<'_> {
     /// As [`Pool::rollback`].
     pub fn rollback_with(&mut self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
         let snapshot = catalogue::need_snapshot(self.table(), id)?;
+        if let Some(meant) = options.volume {
+            catalogue::need_volume(self.table(), meant)?;
+            if meant != snapshot.volume {
+                let why = format!("the snapshot is of volume {}, {meant} given", snapshot.volume);
+                return Err(Error::invalid("volume", Violation::NotSourceVolume, why));
+            }
+        }
         let volume = snapshot.volume;
         let mut record = catalogue::need_volume(self.table(), volume)?;
-        need_available(id, &snapshot, "rollback")?;
-        match self.inner.volume_status(volume, &record) {
+        if snapshot.backup_owned {
+            return Err(Error::Unsupported(format!(
+                "snapshot {id} belongs to a backup: restore the backup instead of rolling back"
+            )));
+        }
+        self.need_available(id, &snapshot, "rollback")?;
+        match self.volume_status(volume, &record)? {
             VolumeStatus::Available | VolumeStatus::ErrorRollbacking => {}
             VolumeStatus::InUse if options.live => {}
             status => return Err(wrong_status(volume, status, "rollback")),
@@ -174,27 +210,27 @@ impl Pool {
     /// # Errors
     /// `InvalidArgument` for a name, description or metadata out of range; `NotFound`; `InvalidState` when
     /// the volume is attached and [`force`](SnapshotSpec::force) is off, or when it is neither `available`
-    /// nor `in-use`; `AlreadyExists` for a supplied id that is taken; `LimitExceeded`, `ReadOnly`,
-    /// `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    /// nor `in-use`; `LimitExceeded` beyond the snapshots that the profile allows; `AlreadyExists` for a supplied
+    /// id that is taken; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn create_snapshot(&self, volume: VolumeId, spec: SnapshotSpec) -> Result<Snapshot> {
-        self.inner.transact(|batch| batch.create_snapshot(volume, spec))
+        self.transact(|batch| batch.create_snapshot(volume, spec))
     }
 
     /// Changes name, description or metadata of a snapshot; its content never changes. Durable on return.
     ///
     /// # Errors
     /// `InvalidArgument` for a text or metadata out of range, or when nothing is to change; `NotFound`;
-    /// `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    /// `InvalidState` while it is deleted; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn update_snapshot(&self, id: SnapshotId, update: SnapshotUpdate) -> Result<Snapshot> {
-        self.inner.transact(|batch| batch.update_snapshot(id, update))
+        self.transact(|batch| batch.update_snapshot(id, update))
     }
 
-    /// Gives a snapshot another name of at most 255 bytes. Durable on return.
+    /// Gives a snapshot another name, within the limits of the profile. Durable on return.
     ///
     /// # Errors
     /// As [`update_snapshot`](Self::update_snapshot).
     pub fn rename_snapshot(&self, id: SnapshotId, name: impl Into<String>) -> Result<Snapshot> {
-        self.inner.transact(|batch| batch.rename_snapshot(id, name))
+        self.transact(|batch| batch.rename_snapshot(id, name))
     }
 
     /// Holds a snapshot: until it is released neither it nor, with it, its volume can be deleted. A second
@@ -203,7 +239,7 @@ impl Pool {
     /// # Errors
     /// `NotFound`; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn hold_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
-        self.inner.transact(|batch| batch.hold_snapshot(id))
+        self.transact(|batch| batch.hold_snapshot(id))
     }
 
     /// Releases a held snapshot; one that is not held stays as it is. Durable on return.
@@ -211,7 +247,7 @@ impl Pool {
     /// # Errors
     /// As [`hold_snapshot`](Self::hold_snapshot).
     pub fn release_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
-        self.inner.transact(|batch| batch.release_snapshot(id))
+        self.transact(|batch| batch.release_snapshot(id))
     }
 
     /// Deletes a snapshot. The volume, other snapshots and clones keep their content. The delete is durable
@@ -221,7 +257,7 @@ impl Pool {
     /// `NotFound`; `InvalidState` in a status that forbids it; `Busy` when it is held or attached; `ReadOnly`,
     /// `Io`, `Poisoned`, `Closed`.
     pub fn delete_snapshot(&self, id: SnapshotId) -> Result<Deletion> {
-        self.inner.transact(|batch| batch.delete_snapshot(id))
+        self.transact(|batch| batch.delete_snapshot(id))
     }
 
     /// What [`delete_snapshot`](Self::delete_snapshot) would free, as of now. Changes nothing.
@@ -256,7 +292,7 @@ impl Pool {
     /// As [`rollback`](Self::rollback).
     pub fn rollback_with(&self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
         let begun = Cell::new(None);
-        let done = self.inner.transact(|batch| {
+        let done = self.transact(|batch| {
             let volume = batch.rollback_with(id, options)?;
             begun.set(Some(volume.id));
             Ok(volume)
@@ -264,7 +300,7 @@ impl Pool {
         if let (Err(Error::Corrupt(_)), Some(volume)) = (&done, begun.get()) {
             // It was not refused but failed, and the volume says so. If not even that can be stored, the
             // error that the caller gets is the better one.
-            let _ = self.inner.transact(|batch| {
+            let _ = self.transact(|batch| {
                 let mut record = catalogue::need_volume(batch.table(), volume)?;
                 record.status = VolumeStatus::ErrorRollbacking;
                 batch.stage(|stage| catalogue::update_volume(stage, volume, &record))

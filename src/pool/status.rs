@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, Violation};
 
 macro_rules! statuses {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal, $text:literal;)* }) => {
@@ -45,7 +45,7 @@ macro_rules! statuses {
             type Err = Error;
             fn from_str(text: &str) -> Result<Self, Error> {
                 let known = Self::ALL.iter().copied().find(|s| s.as_str() == text);
-                known.ok_or_else(|| Error::invalid("status", format!("{text:?} is no documented status")))
+                known.ok_or_else(|| Error::invalid("status", Violation::StatusFilter, format!("{text:?} is no documented status")))
             }
         }
     };
@@ -114,7 +114,28 @@ statuses! {
     }
 }
 
+impl SnapshotStatus {
+    /// Whether a snapshot in this status may be deleted.
+    pub(super) const fn allows_delete(self) -> bool {
+        matches!(self, Self::Available | Self::Error)
+    }
+}
+
 impl VolumeStatus {
+    /// Whether it says that something failed.
+    pub const fn is_error(self) -> bool {
+        use VolumeStatus as S;
+        matches!(
+            self,
+            S::Error | S::ErrorExtending | S::ErrorRestoring | S::ErrorRollbacking | S::ErrorDeleting
+        )
+    }
+
+    /// Whether a copy of a volume in this status may be made.
+    pub(super) const fn allows_clone(self) -> bool {
+        matches!(self, Self::Available | Self::InUse)
+    }
+
     /// Whether a volume in this status, not attached, may be deleted.
     pub(super) const fn allows_delete(self) -> bool {
         use VolumeStatus as S;

@@ -64,7 +64,7 @@ fn a_volume_shows_what_it_was_created_with() {
     assert_eq!(made, pool.volume(made.id).unwrap());
     assert_eq!((made.name.as_deref(), made.description.as_deref()), (Some("n"), Some("d")));
     assert_eq!((made.size_bytes, made.status, made.multiattach), (10 << 20, VolumeStatus::Available, true));
-    assert_eq!((made.source, made.attachments, made.snapshot_count), (VolumeSource::Blank, 0, 0));
+    assert_eq!((made.source, made.handles, made.snapshot_count), (VolumeSource::Blank, 0, 0));
     assert_eq!(made.updated_at_micros, None);
     let renamed = pool.rename_volume(made.id, "m").unwrap();
     assert!(renamed.updated_at_micros.unwrap() > renamed.created_at_micros);
@@ -198,7 +198,7 @@ fn a_shared_volume_takes_sixteen_disks() {
     let pool = pool();
     let id = pool.create_volume(VolumeSpec::blank(4096).multiattach(true)).unwrap().id;
     let mut disks: Vec<Disk> = (0..16).map(|_| attach(&pool, id)).collect();
-    assert_eq!(pool.volume(id).unwrap().attachments, 16);
+    assert_eq!(pool.volume(id).unwrap().handles, 16);
     let over = pool.attach(id, AttachOptions::new()).unwrap_err();
     assert!(matches!(over, Error::LimitExceeded { limit: 16, .. }), "{over}");
     assert!(matches!(pool.extend(id, 8192), Err(Error::InvalidState { op: "extend", .. })));

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::units::{SnapshotId, VolumeId};
+use crate::error::{Error, Result, Violation};
+use crate::units::{BackupId, ImageId, SnapshotId, VolumeId};
 
-use super::limits::{MAX_TEXT_BYTES, check_metadata, check_size, check_text};
+use super::limits::{Limits, MAX_PLACEMENT_BYTES, check_metadata};
+use super::projects::{self, Project};
 use super::records::VolumeRecord;
+use super::servers::Attachment;
 use super::status::VolumeStatus;
 
 /// Where the first content of a volume came from. The origin may be gone meanwhile.
@@ -21,6 +23,10 @@ pub enum VolumeSource {
     Snapshot(SnapshotId),
     /// Another volume, at the moment of the clone.
     Volume(VolumeId),
+    /// An image.
+    Image(ImageId),
+    /// A backup.
+    Backup(BackupId),
 }
 
 /// A volume at the moment it was asked about.
@@ -29,6 +35,14 @@ pub enum VolumeSource {
 pub struct Volume {
     /// Its identity.
     pub id: VolumeId,
+    /// A short id, unique in the pool: `disk-` and eight of `a`-`z`, `0`-`9`.
+    pub alias: String,
+    /// The project it belongs to; fixed at creation.
+    pub project: Project,
+    /// The zone it is in; fixed at creation.
+    pub zone: String,
+    /// Its type, a label; fixed at creation.
+    pub volume_type: Option<String>,
     /// Its name, which need not be unique: at most 255 bytes.
     pub name: Option<String>,
     /// Its description: at most 255 bytes.
@@ -41,45 +55,63 @@ pub struct Volume {
     pub metadata: BTreeMap<String, String>,
     /// Whether it may be attached more than once; fixed at creation.
     pub multiattach: bool,
+    /// Whether a server can boot from it.
+    pub bootable: bool,
+    /// Whether it only lends itself for reading.
+    pub read_only: bool,
+    /// The opaque placement hint it was created with.
+    pub placement: Option<String>,
     /// Where its first content came from.
     pub source: VolumeSource,
-    /// How many handles are attached now.
-    pub attachments: u32,
+    /// Who holds it now: stored attachments, oldest first, then handles beyond them.
+    pub attachments: Vec<Attachment>,
+    /// How many handles of this process are open on it.
+    pub handles: u32,
     /// How many snapshots of it exist.
     pub snapshot_count: u64,
     /// When it was created, in microseconds since 1970.
     pub created_at_micros: u64,
-    /// When name, description, metadata or size last changed, in microseconds since 1970.
+    /// When anything about it last changed, its attachments apart, in microseconds since 1970.
     pub updated_at_micros: Option<u64>,
 }
 
 impl Volume {
-    pub(super) fn from_record(
-        id: VolumeId,
-        record: VolumeRecord,
-        attachments: u32,
-        snapshot_count: u64,
-    ) -> Self {
-        let status = match record.status {
-            VolumeStatus::Available if attachments > 0 => VolumeStatus::InUse,
-            stored => stored,
-        };
+    pub(super) fn from_record(id: VolumeId, record: VolumeRecord, around: Around) -> Self {
+        let Around { project, zone, status, attachments, handles, snapshot_count } = around;
         let common = record.common;
         Self {
             id,
+            alias: format!("disk-{}", common.alias),
+            project,
+            zone,
+            volume_type: common.volume_type,
             name: common.name,
             description: common.description,
             size_bytes: common.size_bytes,
             status,
             metadata: common.metadata,
             multiattach: record.multiattach,
+            bootable: common.bootable,
+            read_only: record.read_only,
+            placement: record.placement,
             source: record.source,
             attachments,
+            handles,
             snapshot_count,
             created_at_micros: common.created,
             updated_at_micros: common.updated,
         }
     }
+}
+
+/// What is to be known about a volume beside its record.
+pub(super) struct Around {
+    pub(super) project: Project,
+    pub(super) zone: String,
+    pub(super) status: VolumeStatus,
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) handles: u32,
+    pub(super) snapshot_count: u64,
 }
 
 /// What a new volume is to be.
@@ -93,6 +125,11 @@ pub struct VolumeSpec {
     pub(super) description: Option<String>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) multiattach: bool,
+    pub(super) project: Option<String>,
+    pub(super) zone: Option<String>,
+    pub(super) volume_type: Option<String>,
+    pub(super) placement: Option<String>,
+    pub(super) bootable: Option<bool>,
     pub(super) id: Option<VolumeId>,
 }
 
@@ -105,6 +142,11 @@ impl VolumeSpec {
             description: None,
             metadata: BTreeMap::new(),
             multiattach: false,
+            project: None,
+            zone: None,
+            volume_type: None,
+            placement: None,
+            bootable: None,
             id: None,
         }
     }
@@ -119,6 +161,15 @@ impl VolumeSpec {
     /// A clone of a volume as it is at that moment, as large as it unless [`size`](Self::size) says more.
     pub fn from_volume(volume: VolumeId) -> Self {
         Self::new(VolumeSource::Volume(volume), None)
+    }
+    /// A clone of an active image, as large as that needs unless [`size`](Self::size) says more. It is bootable.
+    pub fn from_image(image: ImageId) -> Self {
+        Self::new(VolumeSource::Image(image), None)
+    }
+    /// A volume that is going to be filled from a backup: for [`Pool::begin_volume`](super::Pool::begin_volume)
+    /// only, which is given the size.
+    pub fn from_backup(backup: BackupId, size_bytes: u64) -> Self {
+        Self::new(VolumeSource::Backup(backup), Some(size_bytes))
     }
     /// Size in bytes: a multiple of 4,096, at least the source's. What the source has not reads zero.
     pub fn size(mut self, bytes: u64) -> Self {
@@ -150,56 +201,59 @@ impl VolumeSpec {
         self.multiattach = on;
         self
     }
+    /// The project it belongs to, 1 to 60 bytes; one that was never used begins to exist. Unless said: that of the
+    /// source, or the default project. A source in another project is not found.
+    pub fn project(mut self, id: impl Into<String>) -> Self {
+        self.project = Some(id.into());
+        self
+    }
+    /// The zone to place it in. Unless said: that of the source, or the default zone.
+    pub fn zone(mut self, name: impl Into<String>) -> Self {
+        self.zone = Some(name.into());
+        self
+    }
+    /// Its type: 1 to 255 bytes, one of those that the profile knows. Unless said: that of the source.
+    pub fn volume_type(mut self, name: impl Into<String>) -> Self {
+        self.volume_type = Some(name.into());
+        self
+    }
+    /// An opaque hint about its placement, kept and given back: at most 4,096 bytes.
+    pub fn placement(mut self, hint: impl Into<String>) -> Self {
+        self.placement = Some(hint.into());
+        self
+    }
+    /// Whether a server can boot from it. Unless said: as the source; a volume from an image is.
+    pub fn bootable(mut self, on: bool) -> Self {
+        self.bootable = Some(on);
+        self
+    }
     /// The id to give it, in place of a fresh one.
     pub fn id(mut self, id: VolumeId) -> Self {
         self.id = Some(id);
         self
     }
 
-    pub(super) fn check(&self, name_limit_bytes: usize) -> Result<()> {
-        check_text("name", self.name.as_deref(), name_limit_bytes)?;
-        check_text("description", self.description.as_deref(), MAX_TEXT_BYTES)?;
-        check_metadata(&self.metadata)?;
-        match (self.size_bytes, self.source) {
-            (Some(bytes), _) => check_size(bytes),
-            (None, VolumeSource::Blank) => Err(Error::invalid("size_bytes", "a blank volume needs a size")),
-            (None, _) => Ok(()),
+    /// What can be said without looking at anything; the name has to leave room for `reserve_bytes` more.
+    pub(super) fn check(&self, limits: &Limits, reserve_bytes: usize) -> Result<()> {
+        if self.size_bytes.is_none() && self.source == VolumeSource::Blank {
+            return Err(Error::invalid("size_bytes", Violation::Size, "a blank volume needs a size"));
         }
-    }
-}
-
-/// What to change about a volume; what is `None` stays.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-#[must_use]
-pub struct VolumeUpdate {
-    /// The new name; `Some(None)` removes it.
-    pub name: Option<Option<String>>,
-    /// The new description; `Some(None)` removes it.
-    pub description: Option<Option<String>>,
-    /// The new metadata, in place of all there was.
-    pub metadata: Option<BTreeMap<String, String>>,
-}
-
-impl VolumeUpdate {
-    /// Changes nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-    /// A new name of at most 255 bytes; `None` removes it.
-    pub fn name(mut self, name: Option<String>) -> Self {
-        self.name = Some(name);
-        self
-    }
-    /// A new description of at most 255 bytes; `None` removes it.
-    pub fn description(mut self, description: Option<String>) -> Self {
-        self.description = Some(description);
-        self
-    }
-    /// New metadata in place of all there was: keys and values of at most 255 bytes, 1 MiB in all.
-    pub fn metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
-        self.metadata = Some(metadata);
-        self
+        limits.check_name(self.name.as_deref(), reserve_bytes)?;
+        limits.check_description(self.description.as_deref())?;
+        check_metadata(&self.metadata)?;
+        let copies = matches!(self.source, VolumeSource::Snapshot(_) | VolumeSource::Image(_));
+        limits.check_system_metadata(&self.metadata, copies)?;
+        let system = self.bootable.unwrap_or(matches!(self.source, VolumeSource::Image(_)));
+        self.size_bytes.map_or(Ok(()), |bytes| limits.check_size(bytes, system))?;
+        limits.check_volume_type(self.volume_type.as_deref())?;
+        self.project.as_deref().map_or(Ok(()), projects::check_id)?;
+        match &self.placement {
+            Some(hint) if hint.len() > MAX_PLACEMENT_BYTES => {
+                let why = format!("at most {MAX_PLACEMENT_BYTES} bytes are allowed, {} given", hint.len());
+                Err(Error::invalid("placement", Violation::TooLong, why))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

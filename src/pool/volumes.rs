@@ -1,19 +1,55 @@
 //! What can be done with volumes, and when.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, StateRule, Violation};
 use crate::units::{ObjectId, SnapshotId, VolumeId};
 
+use super::aliases::AliasOf;
 use super::batch::Batch;
 use super::catalogue::{self, Index, Table};
 use super::deletion::{DeletePlan, Deletion};
-use super::limits::{MAX_TEXT_BYTES, MAX_VOLUMES_PER_CALL, check_metadata, check_size, check_text};
+use super::images;
+use super::limits::MAX_VOLUMES_PER_CALL;
 use super::pool::Pool;
+use super::projects;
 use super::records::{Common, SnapshotRecord, VolumeRecord};
 use super::status::{SnapshotStatus, VolumeStatus};
-use super::volume::{Snapshots, Volume, VolumeSource, VolumeSpec, VolumeUpdate};
+use super::update::VolumeUpdate;
+use super::volume::{Snapshots, Volume, VolumeSource, VolumeSpec};
+use super::zones;
 
 /// How many snapshots `HasSnapshots` names.
 const NAMED_SNAPSHOTS: usize = 1000;
+
+/// What a new volume gets, once its source and place were looked at.
+pub(super) struct Plan {
+    size_bytes: u64,
+    project: Option<u32>,
+    zone: u16,
+    volume_type: Option<String>,
+    bootable: bool,
+}
+
+/// What a source hands on to a volume made from it.
+#[derive(Default)]
+struct Origin {
+    least_bytes: u64,
+    project: Option<u32>,
+    zone: Option<u16>,
+    volume_type: Option<String>,
+    bootable: bool,
+}
+
+impl Origin {
+    fn of(common: &Common) -> Self {
+        Self {
+            least_bytes: common.size_bytes,
+            project: Some(common.project),
+            zone: Some(common.zone),
+            volume_type: common.volume_type.clone(),
+            bootable: common.bootable,
+        }
+    }
+}
 
 impl Batch<'_> {
     /// Creates a volume: see [`Pool::create_volume`].
@@ -21,9 +57,7 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::create_volume`].
     pub fn create_volume(&mut self, spec: VolumeSpec) -> Result<Volume> {
-        spec.check(MAX_TEXT_BYTES)?;
-        let size_bytes = self.check_source(&spec)?;
-        self.make_volume(spec, size_bytes)
+        Ok(self.create_volumes(spec, 1)?.remove(0))
     }
 
     /// Creates several volumes: see [`Pool::create_volumes`].
@@ -33,75 +67,172 @@ impl Batch<'_> {
     pub fn create_volumes(&mut self, spec: VolumeSpec, count: u32) -> Result<Vec<Volume>> {
         if !(1..=MAX_VOLUMES_PER_CALL).contains(&count) {
             let why = format!("1 to {MAX_VOLUMES_PER_CALL} volumes are created at once, {count} asked for");
-            return Err(Error::invalid("count", why));
+            return Err(Error::invalid("count", Violation::Count, why));
         }
-        if count == 1 {
-            return Ok(vec![self.create_volume(spec)?]);
+        if let VolumeSource::Backup(_) = spec.source {
+            if count > 1 {
+                let why = format!("one volume at a time is made from a backup, {count} asked for");
+                return Err(Error::invalid("count", Violation::CountFromBackup, why));
+            }
+            return Err(Error::Unsupported(
+                "a volume from a backup is filled: begin it with begin_volume".into(),
+            ));
         }
-        if spec.id.is_some() {
-            return Err(Error::invalid("id", "one id cannot name several volumes"));
+        if count > 1 && spec.id.is_some() {
+            return Err(Error::invalid("id", Violation::Id, "one id cannot name several volumes"));
         }
         // Room for the number that each name gets.
-        spec.check(MAX_TEXT_BYTES - "-0001".len())?;
-        let size_bytes = self.check_source(&spec)?;
+        spec.check(self.limits, if count > 1 { "-0001".len() } else { 0 })?;
+        let plan = self.plan_volume(&spec, count.into())?;
         let mut made = Vec::with_capacity(count as usize);
         for number in 1..=count {
             let mut one = spec.clone();
-            one.name = spec.name.as_ref().map(|name| format!("{name}-{number:04}"));
-            let volume = self.make_volume(one, size_bytes);
+            if count > 1 {
+                one.name = spec.name.as_ref().map(|name| format!("{name}-{number:04}"));
+            }
+            let volume = self.make_volume(one, &plan, VolumeStatus::Available);
             // All or nothing, even when the caller goes on after the error.
             made.push(if number == 1 { volume? } else { self.stage(|_| volume)? });
         }
         Ok(made)
     }
 
-    /// The size that the volume gets, after its source was looked at.
-    fn check_source(&self, spec: &VolumeSpec) -> Result<u64> {
-        let least = match spec.source {
-            VolumeSource::Blank => 0,
-            VolumeSource::Snapshot(id) => {
-                let record = catalogue::need_snapshot(self.table(), id)?;
-                need_available(id, &record, "clone")?;
-                record.common.size_bytes
-            }
-            VolumeSource::Volume(id) => {
-                let record = catalogue::need_volume(self.table(), id)?;
-                if record.status != VolumeStatus::Available {
-                    return Err(wrong_status(id, record.status, "clone"));
-                }
-                record.common.size_bytes
-            }
-        };
-        let size_bytes = spec.size_bytes.unwrap_or(least);
+    /// Looks at the source, the place and the quota for `count` such volumes; changes nothing.
+    pub(super) fn plan_volume(&self, spec: &VolumeSpec, count: u64) -> Result<Plan> {
+        let table = self.table();
+        let origin = self.origin(spec)?;
+        let named = spec.project.as_deref();
+        if let Some(project) = origin.project
+            && !projects::serves(table, named, project)?
+        {
+            let (object, id) = spec.source.named();
+            return Err(Error::NotFound { object, id });
+        }
+        let step = self.limits.step_bytes;
+        let least = origin.least_bytes;
+        let size_bytes =
+            spec.size_bytes.unwrap_or_else(|| least.checked_next_multiple_of(step).unwrap_or(u64::MAX));
+        let bootable = spec.bootable.unwrap_or(origin.bootable);
         if size_bytes < least {
             let why = format!("at least the {least} bytes of the source are needed, {size_bytes} given");
-            return Err(Error::invalid("size_bytes", why));
+            return Err(Error::invalid("size_bytes", Violation::BelowSource, why));
         }
-        Ok(size_bytes)
+        self.limits.check_size(size_bytes, bootable)?;
+        let zone = match (&spec.zone, origin.zone) {
+            (Some(name), theirs) => {
+                let zone = zones::choose(table, name)?;
+                if let Some(theirs) = theirs.filter(|t| *t != zone) {
+                    let theirs = zones::by_number(table, theirs)?.name;
+                    let why = format!("the source is in {theirs:?}, {name:?} given");
+                    return Err(Error::invalid("zone", Violation::ZoneDiffers, why));
+                }
+                zone
+            }
+            (None, Some(theirs)) => theirs,
+            (None, None) => zones::choose(table, &zones::by_number(table, 0)?.name)?,
+        };
+        let volume_type = match (&spec.volume_type, origin.volume_type) {
+            (Some(wanted), Some(theirs)) if *wanted != theirs => {
+                let why = format!("the source is of type {theirs:?}, {wanted:?} given");
+                return Err(Error::invalid("volume_type", Violation::VolumeTypeDiffers, why));
+            }
+            (wanted, theirs) => wanted.clone().or(theirs),
+        };
+        if spec.multiattach && matches!(spec.source, VolumeSource::Image(_)) {
+            let why = "a volume from an image cannot be shared";
+            return Err(Error::invalid("multiattach", Violation::SharedImage, why));
+        }
+        self.check_source_status(spec)?;
+        let project = match named {
+            Some(id) => projects::find(table, id)?,
+            None => Some(origin.project.unwrap_or(0)),
+        };
+        let usage = project.map_or(Ok(Default::default()), |number| projects::usage(table, number))?;
+        self.limits.check_quota(&usage, count, size_bytes.saturating_mul(count))?;
+        Ok(Plan { size_bytes, project, zone, volume_type, bootable })
     }
 
-    fn make_volume(&mut self, spec: VolumeSpec, size_bytes: u64) -> Result<Volume> {
+    fn origin(&self, spec: &VolumeSpec) -> Result<Origin> {
+        let table = self.table();
+        Ok(match spec.source {
+            VolumeSource::Blank | VolumeSource::Backup(_) => Origin::default(),
+            VolumeSource::Snapshot(id) => Origin::of(&catalogue::need_snapshot(table, id)?.common),
+            VolumeSource::Volume(id) => Origin::of(&catalogue::need_volume(table, id)?.common),
+            VolumeSource::Image(id) => {
+                let image = catalogue::need_image(table, id)?;
+                // One of the system belongs to everybody.
+                let project = (!image.public && spec.project.is_some()).then_some(image.project);
+                let least_bytes = image.virtual_bytes.max(image.min_disk_bytes);
+                Origin { least_bytes, project, bootable: true, ..Origin::default() }
+            }
+        })
+    }
+
+    fn check_source_status(&self, spec: &VolumeSpec) -> Result<()> {
+        let table = self.table();
+        match spec.source {
+            VolumeSource::Blank | VolumeSource::Backup(_) => Ok(()),
+            VolumeSource::Snapshot(id) => {
+                let record = catalogue::need_snapshot(table, id)?;
+                if record.backup_owned {
+                    return Err(self.backup_owned(id, &record, "clone"));
+                }
+                self.need_available(id, &record, "clone")
+            }
+            VolumeSource::Volume(id) => {
+                let record = catalogue::need_volume(table, id)?;
+                match self.volume_status(id, &record)? {
+                    status if status.allows_clone() => Ok(()),
+                    status => Err(wrong_status(id, status, "clone")),
+                }
+            }
+            VolumeSource::Image(id) => images::need_active(id, &catalogue::need_image(table, id)?, "clone"),
+        }
+    }
+
+    pub(super) fn make_volume(
+        &mut self,
+        spec: VolumeSpec,
+        plan: &Plan,
+        status: VolumeStatus,
+    ) -> Result<Volume> {
         let id = VolumeId::new(self.claim_id("volume", spec.id.map(VolumeId::raw))?);
-        let record = VolumeRecord {
-            status: VolumeStatus::Available,
+        let alias = self.claim_alias(AliasOf::Volume, id.object())?;
+        let mut record = VolumeRecord {
+            status,
             multiattach: spec.multiattach,
+            read_only: false,
+            placement: spec.placement,
             source: spec.source,
             common: Common {
                 name: spec.name,
                 description: spec.description,
-                size_bytes,
+                size_bytes: plan.size_bytes,
                 metadata: spec.metadata,
                 created: self.now(),
                 updated: None,
+                project: 0,
+                zone: plan.zone,
+                alias,
+                volume_type: plan.volume_type.clone(),
+                bootable: plan.bootable,
             },
         };
-        self.stage(|stage| catalogue::insert_volume(stage, id, &record))?;
+        self.stage(|stage| {
+            record.common.project = match (plan.project, &spec.project) {
+                (Some(number), _) => number,
+                (None, Some(project)) => projects::register(stage, project)?,
+                (None, None) => 0,
+            };
+            catalogue::insert_volume(stage, id, &record)
+        })?;
         match spec.source {
-            VolumeSource::Blank => {}
+            VolumeSource::Blank | VolumeSource::Backup(_) => {}
             VolumeSource::Snapshot(source) => self.share(id.object(), source.object()),
             VolumeSource::Volume(source) => self.share(id.object(), source.object()),
+            VolumeSource::Image(source) => self.share(id.object(), source.object()),
         }
-        Ok(Volume::from_record(id, record, 0, 0))
+        self.volume(id)
     }
 
     /// Changes name, description or metadata: see [`Pool::update_volume`].
@@ -109,26 +240,50 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::update_volume`].
     pub fn update_volume(&mut self, id: VolumeId, update: VolumeUpdate) -> Result<Volume> {
-        check_text("name", update.name.as_ref().and_then(|n| n.as_deref()), MAX_TEXT_BYTES)?;
-        check_text("description", update.description.as_ref().and_then(|d| d.as_deref()), MAX_TEXT_BYTES)?;
-        if let Some(metadata) = &update.metadata {
-            check_metadata(metadata)?;
+        update.check(self.limits)?;
+        self.change_volume(id, |record| update.apply(&mut record.common))
+    }
+
+    /// Says whether a server can boot from it: see [`Pool::set_bootable`].
+    ///
+    /// # Errors
+    /// As [`Pool::set_bootable`].
+    pub fn set_bootable(&mut self, id: VolumeId, on: bool) -> Result<Volume> {
+        self.change_volume(id, |record| {
+            record.common.bootable = on;
+            Ok(())
+        })
+    }
+
+    /// Says whether it only lends itself for reading: see [`Pool::set_read_only`].
+    ///
+    /// # Errors
+    /// As [`Pool::set_read_only`].
+    pub fn set_read_only(&mut self, id: VolumeId, on: bool) -> Result<Volume> {
+        let record = catalogue::need_volume(self.table(), id)?;
+        match self.volume_status(id, &record)? {
+            VolumeStatus::Available if self.alone(id.object(), VolumeStatus::Attaching.as_str()) => {}
+            VolumeStatus::Available => return Err(attached(id, "read_only")),
+            status => return Err(wrong_status(id, status, "read_only")),
         }
-        if update.name.is_none() && update.description.is_none() && update.metadata.is_none() {
-            return Err(Error::invalid("update", "there is nothing to change"));
-        }
+        self.change_volume(id, |record| {
+            record.read_only = on;
+            Ok(())
+        })
+    }
+
+    /// What is said about a volume may change in every status but `deleting`.
+    fn change_volume(
+        &mut self,
+        id: VolumeId,
+        change: impl FnOnce(&mut VolumeRecord) -> Result<()>,
+    ) -> Result<Volume> {
         let mut record = catalogue::need_volume(self.table(), id)?;
-        let common = &mut record.common;
-        if let Some(name) = update.name {
-            common.name = name;
+        if let status @ VolumeStatus::Deleting = self.volume_status(id, &record)? {
+            return Err(wrong_status(id, status, "update"));
         }
-        if let Some(description) = update.description {
-            common.description = description;
-        }
-        if let Some(metadata) = update.metadata {
-            common.metadata = metadata;
-        }
-        common.updated = Some(self.now());
+        change(&mut record)?;
+        record.common.updated = Some(self.now());
         self.stage(|stage| catalogue::update_volume(stage, id, &record))?;
         self.inner.describe_volume(self.table(), id, record)
     }
@@ -146,22 +301,39 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::extend`].
     pub fn extend(&mut self, id: VolumeId, new_size_bytes: u64) -> Result<Volume> {
-        check_size(new_size_bytes)?;
+        self.limits.check_size(new_size_bytes, false)?;
         let mut record = catalogue::need_volume(self.table(), id)?;
-        let size_bytes = record.common.size_bytes;
+        self.limits.check_size(new_size_bytes, record.common.bootable)?;
+        let (size_bytes, project) = (record.common.size_bytes, record.common.project);
         if new_size_bytes <= size_bytes {
             let why =
                 format!("it must be larger than the present {size_bytes} bytes, {new_size_bytes} given");
-            return Err(Error::invalid("size_bytes", why));
+            return Err(Error::invalid("size_bytes", Violation::NotLarger, why));
         }
-        match self.inner.volume_status(id, &record) {
+        match self.volume_status(id, &record)? {
             VolumeStatus::Available => {}
-            VolumeStatus::InUse if !record.multiattach => {}
+            VolumeStatus::InUse if record.multiattach => {
+                return Err(Error::InvalidState {
+                    object: "volume",
+                    id: id.to_string(),
+                    status: VolumeStatus::InUse.as_str(),
+                    op: "extend",
+                    rule: StateRule::Shared,
+                });
+            }
+            VolumeStatus::InUse => self.check_servers(id, "extend")?,
             status => return Err(wrong_status(id, status, "extend")),
         }
+        let more = new_size_bytes - size_bytes;
+        self.limits.check_quota(&projects::usage(self.table(), project)?, 0, more)?;
         record.common.size_bytes = new_size_bytes;
         record.common.updated = Some(self.now());
-        self.stage(|stage| catalogue::update_volume(stage, id, &record))?;
+        self.stage(|stage| {
+            catalogue::update_volume(stage, id, &record)?;
+            projects::change_usage(stage, project, |usage| {
+                usage.volume_bytes = usage.volume_bytes.saturating_add(more);
+            })
+        })?;
         self.resized(id.object(), new_size_bytes);
         self.inner.describe_volume(self.table(), id, record)
     }
@@ -172,14 +344,15 @@ impl Batch<'_> {
     /// As [`Pool::delete_volume`].
     pub fn delete_volume(&mut self, id: VolumeId, snapshots: Snapshots) -> Result<Deletion> {
         let record = catalogue::need_volume(self.table(), id)?;
-        let status = self.inner.volume_status(id, &record);
+        let status = self.volume_status(id, &record)?;
         if !status.allows_delete() {
             return Err(wrong_status(id, status, "delete"));
         }
         let doomed = doomed_snapshots(self.table(), id, snapshots)?;
         for (snapshot, record) in &doomed {
-            if !matches!(record.status, SnapshotStatus::Available | SnapshotStatus::Error) {
-                return Err(snapshot_status(*snapshot, record.status, "delete"));
+            let status = self.snapshot_status(*snapshot, record);
+            if !status.allows_delete() {
+                return Err(snapshot_status(*snapshot, status, "delete"));
             }
         }
         // From here on nobody can attach, until the delete is through or refused (P6).
@@ -195,6 +368,8 @@ impl Batch<'_> {
             for (snapshot, record) in &doomed {
                 catalogue::remove_snapshot(stage, *snapshot, record)?;
             }
+            // A volume that is being filled and abandoned goes like any other.
+            catalogue::set_finished(stage, id.object());
             catalogue::remove_volume(stage, id, &record)
         })?;
         let mut ids: Vec<ObjectId> = vec![id.object()];
@@ -208,42 +383,63 @@ impl Batch<'_> {
 }
 
 impl Pool {
-    /// Creates a volume: blank, or as a clone of a snapshot or volume. Costs the same whatever its size and
+    /// Creates a volume: blank, or as a clone of a snapshot, volume or image. Costs the same whatever its size and
     /// whatever is mapped in its source. Durable on return.
     ///
     /// # Errors
-    /// `InvalidArgument` for a size, name, description or metadata out of range; `NotFound` for a source that
-    /// is not there, `InvalidState` for one that is not `available` (a volume may be attached);
-    /// `AlreadyExists` for a supplied id that is taken; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    /// `InvalidArgument` for a size, name, description, metadata, type or zone out of range, for another type or
+    /// zone than the source's, for a shared volume from an image; `NotFound` for a source that is not there, or
+    /// in another project than the one named; `InvalidState` for one that is not `available` (a volume may be
+    /// attached), not `active`, or of a backup; `LimitExceeded` beyond the quota of the profile;
+    /// `AlreadyExists` for a supplied id that is taken; `Unsupported` for encryption and for a backup as
+    /// source; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn create_volume(&self, spec: VolumeSpec) -> Result<Volume> {
-        self.inner.transact(|batch| batch.create_volume(spec))
+        self.transact(|batch| batch.create_volume(spec))
     }
 
     /// Creates `count` (1 to 100) volumes at one instant, all or none. For more than one, each name gets
     /// `-0001`, `-0002` and so on behind it. Durable on return.
     ///
     /// # Errors
-    /// `InvalidArgument` for a count out of range, a name over 250 bytes, or a supplied id for several; else
+    /// `InvalidArgument` for a count out of range, a name without room for its number, or a supplied id for several; else
     /// as [`create_volume`](Self::create_volume).
     pub fn create_volumes(&self, spec: VolumeSpec, count: u32) -> Result<Vec<Volume>> {
-        self.inner.transact(|batch| batch.create_volumes(spec, count))
+        self.transact(|batch| batch.create_volumes(spec, count))
     }
 
     /// Changes name, description or metadata of a volume, attached or not. Durable on return.
     ///
     /// # Errors
-    /// `InvalidArgument` for a text or metadata out of range, or when nothing is to change; `NotFound`;
-    /// `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    /// `InvalidArgument` for a text or metadata out of range, or when nothing is to change; `NotFound` for the
+    /// volume or a metadata key to remove; `InvalidState` while it is deleted; `ReadOnly`, `OutOfSpace`, `Io`,
+    /// `Poisoned`, `Closed`.
     pub fn update_volume(&self, id: VolumeId, update: VolumeUpdate) -> Result<Volume> {
-        self.inner.transact(|batch| batch.update_volume(id, update))
+        self.transact(|batch| batch.update_volume(id, update))
     }
 
-    /// Gives a volume another name of at most 255 bytes. Durable on return.
+    /// Says whether a server can boot from a volume, attached or not. Durable on return.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidState` while it is deleted; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    pub fn set_bootable(&self, id: VolumeId, on: bool) -> Result<Volume> {
+        self.transact(|batch| batch.set_bootable(id, on))
+    }
+
+    /// Says whether a volume only lends itself for reading: handles that are opened from then on cannot write.
+    /// Durable on return.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidState` when it is not `available`; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
+    pub fn set_read_only(&self, id: VolumeId, on: bool) -> Result<Volume> {
+        self.transact(|batch| batch.set_read_only(id, on))
+    }
+
+    /// Gives a volume another name, within the limits of the profile. Durable on return.
     ///
     /// # Errors
     /// As [`update_volume`](Self::update_volume).
     pub fn rename_volume(&self, id: VolumeId, name: impl Into<String>) -> Result<Volume> {
-        self.inner.transact(|batch| batch.rename_volume(id, name))
+        self.transact(|batch| batch.rename_volume(id, name))
     }
 
     /// Makes a volume `new_size_bytes` bytes large: a multiple of 4,096, more than now, at most 1 EiB. The new
@@ -252,10 +448,10 @@ impl Pool {
     ///
     /// # Errors
     /// `InvalidArgument` for a size out of range or not larger; `NotFound`; `InvalidState` when the volume is
-    /// neither `available` nor `in-use`, or is `in-use` and shared; `ReadOnly`, `OutOfSpace`, `Io`,
-    /// `Poisoned`, `Closed`.
+    /// neither `available` nor `in-use`, is `in-use` and shared, or its server is in a state that forbids it;
+    /// `LimitExceeded` beyond the quota of the profile; `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn extend(&self, id: VolumeId, new_size_bytes: u64) -> Result<Volume> {
-        self.inner.transact(|batch| batch.extend(id, new_size_bytes))
+        self.transact(|batch| batch.extend(id, new_size_bytes))
     }
 
     /// Deletes a volume and, as `snapshots` says, its snapshots. Clones of either live on. The delete is
@@ -266,7 +462,7 @@ impl Pool {
     /// the policy is to refuse; `Busy` when a snapshot that would go is held or attached; `ReadOnly`, `Io`,
     /// `Poisoned`, `Closed`.
     pub fn delete_volume(&self, id: VolumeId, snapshots: Snapshots) -> Result<Deletion> {
-        self.inner.transact(|batch| batch.delete_volume(id, snapshots))
+        self.transact(|batch| batch.delete_volume(id, snapshots))
     }
 
     /// What [`delete_volume`](Self::delete_volume) would delete and how many bytes that would free, as of
@@ -323,21 +519,61 @@ fn doomed_snapshots(
     }
 }
 
+impl VolumeSource {
+    /// What to call it when it is not found.
+    fn named(self) -> (&'static str, String) {
+        match self {
+            Self::Blank => ("volume", String::new()),
+            Self::Snapshot(id) => ("snapshot", id.to_string()),
+            Self::Volume(id) => ("volume", id.to_string()),
+            Self::Image(id) => ("image", id.to_string()),
+            Self::Backup(id) => ("backup", id.to_string()),
+        }
+    }
+}
+
 pub(super) fn wrong_status(id: VolumeId, status: VolumeStatus, op: &'static str) -> Error {
-    Error::InvalidState { object: "volume", id: id.to_string(), status: status.as_str(), op }
+    let rule = if status == VolumeStatus::InUse { StateRule::Attached } else { StateRule::Status };
+    Error::InvalidState { object: "volume", id: id.to_string(), status: status.as_str(), op, rule }
+}
+
+pub(super) fn attached(id: VolumeId, op: &'static str) -> Error {
+    wrong_status(id, VolumeStatus::InUse, op)
 }
 
 pub(super) fn snapshot_status(id: SnapshotId, status: SnapshotStatus, op: &'static str) -> Error {
-    Error::InvalidState { object: "snapshot", id: id.to_string(), status: status.as_str(), op }
+    let (id, status) = (id.to_string(), status.as_str());
+    Error::InvalidState { object: "snapshot", id, status, op, rule: StateRule::Status }
 }
 
 pub(super) fn busy_snapshot(id: SnapshotId, why: &'static str) -> Error {
     Error::Busy { object: "snapshot", id: id.to_string(), why }
 }
 
-pub(super) fn need_available(id: SnapshotId, record: &SnapshotRecord, op: &'static str) -> Result<()> {
-    match record.status {
-        SnapshotStatus::Available => Ok(()),
-        status => Err(snapshot_status(id, status, op)),
+impl Batch<'_> {
+    pub(super) fn volume_status(&self, id: VolumeId, record: &VolumeRecord) -> Result<VolumeStatus> {
+        self.inner.volume_status(self.table(), id, record)
+    }
+
+    pub(super) fn snapshot_status(&self, id: SnapshotId, record: &SnapshotRecord) -> SnapshotStatus {
+        self.inner.snapshot_status(id, record)
+    }
+
+    pub(super) fn need_available(
+        &self,
+        id: SnapshotId,
+        record: &SnapshotRecord,
+        op: &'static str,
+    ) -> Result<()> {
+        match self.snapshot_status(id, record) {
+            SnapshotStatus::Available => Ok(()),
+            status => Err(snapshot_status(id, status, op)),
+        }
+    }
+
+    pub(super) fn backup_owned(&self, id: SnapshotId, record: &SnapshotRecord, op: &'static str) -> Error {
+        let status = self.snapshot_status(id, record).as_str();
+        let rule = StateRule::BackupOwned;
+        Error::InvalidState { object: "snapshot", id: id.to_string(), status, op, rule }
     }
 }
