@@ -2,6 +2,7 @@
 //!
 //! - [`mod@format`] describes every byte of a pool, for readers and for other implementations.
 //! - [`durability`] says what survives what, and how each promise is tested.
+//! - [`operations`] names every documented operation, its native call, and what refuses it.
 //! - [`performance`] says what calls cost, and what bounds them.
 //! - [`changelog`] lists what changed for users.
 
@@ -10,6 +11,9 @@ pub mod format {}
 
 #[doc = include_str!("durability.md")]
 pub mod durability {}
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}
 
 #[doc = include_str!("performance.md")]
 pub mod performance {}
