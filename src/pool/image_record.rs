@@ -76,11 +76,11 @@ impl Record for ImageRecord {
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEAD];
         out[..3].copy_from_slice(&[VERSION, KIND, self.status.code()]);
-        out[3] = u8::from(self.public) * PUBLIC
-            | u8::from(self.protected) * PROTECTED
-            | u8::from(self.name.is_some()) * HAS_NAME
-            | u8::from(self.checksum.is_some()) * HAS_CHECKSUM
-            | u8::from(self.updated.is_some()) * HAS_UPDATED;
+        out[3] = (u8::from(self.public) * PUBLIC)
+            | (u8::from(self.protected) * PROTECTED)
+            | (u8::from(self.name.is_some()) * HAS_NAME)
+            | (u8::from(self.checksum.is_some()) * HAS_CHECKSUM)
+            | (u8::from(self.updated.is_some()) * HAS_UPDATED);
         out[4..8].copy_from_slice(&self.project.to_le_bytes());
         let numbers = [
             (8, self.virtual_bytes),

@@ -124,7 +124,7 @@ impl Record for VolumeRecord {
             VolumeSource::Image(id) => (3, id.raw()),
             VolumeSource::Backup(id) => (4, id.raw()),
         };
-        let flags = u16::from(self.multiattach) * MARKED | u16::from(self.read_only) * SPECIAL;
+        let flags = (u16::from(self.multiattach) * MARKED) | (u16::from(self.read_only) * SPECIAL);
         let head = Fixed { kind: KIND_VOLUME, status: self.status.code(), source, flags, epoch: 0, other };
         self.common.encode(head, self.placement.as_deref())
     }
@@ -165,9 +165,9 @@ impl Record for SnapshotRecord {
     const STRUCTURE: &'static str = "snapshot record";
 
     fn encode(&self) -> Vec<u8> {
-        let flags = u16::from(self.held) * MARKED
-            | u16::from(self.backup_owned) * SPECIAL
-            | u16::from(self.automatic) * AUTOMATIC;
+        let flags = (u16::from(self.held) * MARKED)
+            | (u16::from(self.backup_owned) * SPECIAL)
+            | (u16::from(self.automatic) * AUTOMATIC);
         let (status, epoch, other) = (self.status.code(), self.epoch, self.volume.raw());
         self.common.encode(Fixed { kind: KIND_SNAPSHOT, status, source: 0, flags, epoch, other }, None)
     }

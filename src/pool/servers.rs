@@ -176,10 +176,10 @@ fn encode(a: &Attachment) -> Vec<u8> {
     let texts = [&a.server_id, &a.server_kind, &a.host_name, &a.device];
     let mut out = vec![0; HEAD];
     out[0] = VERSION;
-    out[1] = u8::from(a.read_only) * READ_ONLY
-        | u8::from(a.server_kind.is_some()) * HAS_KIND
-        | u8::from(a.host_name.is_some()) * HAS_HOST
-        | u8::from(a.device.is_some()) * HAS_DEVICE;
+    out[1] = (u8::from(a.read_only) * READ_ONLY)
+        | (u8::from(a.server_kind.is_some()) * HAS_KIND)
+        | (u8::from(a.host_name.is_some()) * HAS_HOST)
+        | (u8::from(a.device.is_some()) * HAS_DEVICE);
     out[2] = a.server_state as u8;
     out[4..12].copy_from_slice(&a.attached_at_micros.to_le_bytes());
     for (n, text) in texts.into_iter().enumerate() {
