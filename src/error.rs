@@ -114,6 +114,23 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A backup target failed. What it had durable stays durable; call again when it works.
+    #[error("{op} of {name:?} on the backup target failed")]
+    Target {
+        /// `put`, `get`, `list`, `delete` or `sync`.
+        op: &'static str,
+        /// The object, or the prefix that was listed.
+        name: String,
+        /// What the target said.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller's progress callback ended the call.
+    #[error("{op} was cancelled")]
+    Cancelled {
+        /// The call.
+        op: &'static str,
+    },
     /// An earlier sync or log write failed: nothing more is written until the pool is reopened.
     #[error("an earlier sync failed; reopen the pool")]
     Poisoned,
@@ -257,6 +274,8 @@ pub enum Limited {
     TransactionBytes,
     /// Blocks of the log.
     LogBlocks,
+    /// Tables that the manifest of one backup names; larger pieces need fewer.
+    BackupTables,
 }
 
 impl std::fmt::Display for Limited {
@@ -269,6 +288,7 @@ impl std::fmt::Display for Limited {
             Self::Zones => "zones of the pool",
             Self::TransactionBytes => "bytes of the transaction",
             Self::LogBlocks => "blocks of the log",
+            Self::BackupTables => "tables of the backup",
         })
     }
 }

@@ -53,6 +53,7 @@
 pub struct Readme;
 
 mod alloc;
+pub mod backup;
 mod check;
 mod commit;
 pub mod device;
@@ -63,6 +64,7 @@ pub mod guide;
 mod node;
 mod pool;
 mod sources;
+mod target;
 mod trace;
 mod units;
 

@@ -3,6 +3,7 @@
 //! - [`mod@format`] describes every byte of a pool, for readers and for other implementations.
 //! - [`durability`] says what survives what, and how each promise is tested.
 //! - [`operations`] names every documented operation, its native call, and what refuses it.
+//! - [`backups`] describes every byte of a backup target, and the rules.
 //! - [`performance`] says what calls cost, and what bounds them.
 //! - [`changelog`] lists what changed for users.
 
@@ -14,6 +15,9 @@ pub mod durability {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("backups.md")]
+pub mod backups {}
 
 #[doc = include_str!("performance.md")]
 pub mod performance {}

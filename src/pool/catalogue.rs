@@ -24,6 +24,8 @@
 //! | 0x12 volumes in | project (4), inverted time (8), id (16) | empty | the volumes of one project |
 //! | 0x13 snapshots in | project (4), inverted time (8), id (16) | empty | the snapshots of one project |
 //!
+//! Tables 0x40 to 0x43 are those of backups: see [`backup_records`](super::backup_records).
+//!
 //! The count stands apart from the record so that a snapshot of a volume with a MiB of metadata does not
 //! rewrite that MiB. It outlives a volume whose snapshots were kept.
 
@@ -32,6 +34,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
 
 use super::aliases::{Alias, AliasOf};
+use super::backup_records::{backup_key, set_base};
 use super::image_record::ImageRecord;
 use super::projects::{self, Usage};
 use super::records::{Record, SnapshotRecord, VolumeRecord};
@@ -124,7 +127,7 @@ impl Stage for Txn<'_> {
 
 // Keys.
 
-fn segment_key(table: u8, id: ObjectId, segment: u16) -> Vec<u8> {
+pub(super) fn segment_key(table: u8, id: ObjectId, segment: u16) -> Vec<u8> {
     let mut key = Vec::with_capacity(19);
     key.push(table);
     key.extend_from_slice(&id.0);
@@ -153,7 +156,7 @@ fn alias_key(of: AliasOf, alias: Alias) -> Vec<u8> {
 }
 
 /// Inverted, so that an ascending scan meets the newest first.
-fn timed(mut key: Vec<u8>, created: u64, id: ObjectId) -> Vec<u8> {
+pub(super) fn timed(mut key: Vec<u8>, created: u64, id: ObjectId) -> Vec<u8> {
     key.extend_from_slice(&(!created).to_be_bytes());
     key.extend_from_slice(&id.0);
     key
@@ -167,7 +170,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    fn of(prefix: Vec<u8>) -> Self {
+    pub(super) fn of(prefix: Vec<u8>) -> Self {
         let mut to = prefix.clone();
         // A key has at most 24 bytes behind its prefix; 32 bytes of 0xFF lie behind them all.
         to.extend_from_slice(&[0xFF; 32]);
@@ -264,7 +267,7 @@ impl Index {
 
 // Records.
 
-fn read<R: Record>(table: &dyn Table, code: u8, id: ObjectId) -> Result<Option<R>> {
+pub(super) fn read<R: Record>(table: &dyn Table, code: u8, id: ObjectId) -> Result<Option<R>> {
     let Some(mut bytes) = table.get(&segment_key(code, id, 0))? else { return Ok(None) };
     let len = R::declared_len(&bytes)?;
     let mut segment = 0u16;
@@ -280,7 +283,7 @@ fn read<R: Record>(table: &dyn Table, code: u8, id: ObjectId) -> Result<Option<R
     Ok(Some(R::decode(&bytes)?))
 }
 
-fn write<R: Record>(stage: &mut dyn Stage, code: u8, id: ObjectId, record: &R) -> Result<()> {
+pub(super) fn write<R: Record>(stage: &mut dyn Stage, code: u8, id: ObjectId, record: &R) -> Result<()> {
     let bytes = record.encode();
     let mut segment = 0u16;
     for piece in bytes.chunks(SEGMENT_BYTES) {
@@ -291,7 +294,7 @@ fn write<R: Record>(stage: &mut dyn Stage, code: u8, id: ObjectId, record: &R) -
 }
 
 /// Removes the segments from `first` on: a record that shrank, or that goes.
-fn cut(stage: &mut dyn Stage, code: u8, id: ObjectId, first: u16) -> Result<()> {
+pub(super) fn cut(stage: &mut dyn Stage, code: u8, id: ObjectId, first: u16) -> Result<()> {
     for segment in first..=u16::MAX {
         let key = segment_key(code, id, segment);
         if stage.get(&key)?.is_none() {
@@ -345,6 +348,7 @@ pub(super) fn by_alias(table: &dyn Table, of: AliasOf, alias: Alias) -> Result<O
 /// What an id already names, if anything. Snapshots that were kept still claim the id of their volume.
 pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'static str>> {
     let names = [
+        ("backup", backup_key(id)),
         ("volume", segment_key(VOLUMES, id, 0)),
         ("snapshot", segment_key(SNAPSHOTS, id, 0)),
         ("image", segment_key(IMAGES, id, 0)),
@@ -464,6 +468,7 @@ pub(super) fn insert_volume(stage: &mut dyn Stage, id: VolumeId, record: &Volume
 pub(super) fn remove_volume(stage: &mut dyn Stage, id: VolumeId, record: &VolumeRecord) -> Result<()> {
     let (object, common) = (id.object(), &record.common);
     cut(stage, VOLUMES, object, 0)?;
+    set_base(stage, id, None);
     for key in volume_keys(object, record) {
         stage.delete(key);
     }

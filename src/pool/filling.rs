@@ -123,7 +123,12 @@ impl BackupRun {
     ///
     /// # Errors
     /// `Io`, `Poisoned`, `Closed`; the backup is given up then.
-    pub fn finish(mut self) -> Result<Snapshot> {
+    pub fn finish(self) -> Result<Snapshot> {
+        self.finish_with(|_| Ok(()))
+    }
+
+    /// As [`finish`](Self::finish), with one more thing that happens at the same instant.
+    pub(super) fn finish_with(mut self, also: impl FnOnce(&mut Batch<'_>) -> Result<()>) -> Result<Snapshot> {
         let (volume, snapshot) = (self.volume, self.snapshot);
         let pool = Pool::from_inner(&self.inner);
         let mine = pool.list_snapshots(&SnapshotQuery::new().volume(volume).backup_owned(true))?;
@@ -135,6 +140,7 @@ impl BackupRun {
                 catalogue::set_finished(stage, snapshot.object());
                 Ok(())
             })?;
+            also(batch)?;
             Ok((batch.snapshot(snapshot)?, deletions))
         })?;
         self.jobs = None;

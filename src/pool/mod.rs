@@ -24,6 +24,8 @@
 
 mod aliases;
 mod attachments;
+mod backup_records;
+pub(crate) mod backups;
 mod batch;
 mod catalogue;
 mod deletion;
@@ -55,6 +57,7 @@ mod volume;
 mod volumes;
 mod zones;
 
+pub use backups::{Backup, BackupQuery, BackupStatus};
 pub use batch::Batch;
 pub use deletion::{DeletePlan, Deletion, DeletionProgress, Freed};
 pub use diff::{Change, Diff, Point};

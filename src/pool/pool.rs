@@ -37,6 +37,7 @@ pub(super) struct Inner {
     pub(super) engine: Arc<Engine>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) jobs: Arc<Jobs>,
+    pub(super) backups: super::backups::State,
 }
 
 const _: fn() = || {
@@ -138,7 +139,8 @@ impl Pool {
     }
 
     fn of(engine: Arc<Engine>) -> Self {
-        let inner = Inner { engine, attachments: Arc::default(), jobs: Arc::default() };
+        let inner =
+            Inner { engine, attachments: Arc::default(), jobs: Arc::default(), backups: Default::default() };
         Self::from_inner(&Arc::new(inner))
     }
 

@@ -121,6 +121,31 @@ impl SnapshotStatus {
     }
 }
 
+statuses! {
+    /// Status of a backup. Only `available` and `error` are stored; the others are seen while a call runs.
+    BackupStatus {
+        /// Being made.
+        Creating = 1, "creating";
+        /// Whole, and ready to be restored.
+        Available = 2, "available";
+        /// Not whole: its creation failed or was cut off, or its deletion was. Delete it.
+        Error = 3, "error";
+        /// Being restored or verified.
+        Restoring = 4, "restoring";
+        /// Being deleted.
+        Deleting = 5, "deleting";
+        /// A restore failed. Never seen here: a restore does not change the backup.
+        ErrorRestoring = 6, "error_restoring";
+    }
+}
+
+impl BackupStatus {
+    /// Whether a record may say this.
+    pub(super) const fn is_stored(self) -> bool {
+        matches!(self, Self::Available | Self::Error)
+    }
+}
+
 impl VolumeStatus {
     /// Whether it says that something failed.
     pub const fn is_error(self) -> bool {

@@ -234,6 +234,19 @@ impl VolumeSpec {
     }
 
     /// What can be said without looking at anything; the name has to leave room for `reserve_bytes` more.
+    /// The backup that it is to be filled from, and the size it is to have.
+    pub(crate) fn backup_source(&self) -> Option<(BackupId, Option<u64>)> {
+        match self.source {
+            VolumeSource::Backup(id) => Some((id, self.size_bytes)),
+            _ => None,
+        }
+    }
+
+    /// The zone that was asked for.
+    pub(crate) fn wanted_zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
     pub(super) fn check(&self, limits: &Limits, reserve_bytes: usize) -> Result<()> {
         if self.size_bytes.is_none() && self.source == VolumeSource::Blank {
             return Err(Error::invalid("size_bytes", Violation::Size, "a blank volume needs a size"));

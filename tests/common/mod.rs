@@ -9,6 +9,7 @@ pub(crate) mod model;
 pub(crate) mod observe;
 pub(crate) mod ops;
 pub(crate) mod rng;
+pub(crate) mod target;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
