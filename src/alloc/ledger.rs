@@ -5,7 +5,8 @@
 //! a page. [`Ledger::close`] therefore first closes the set of pages and nodes that must be written (each
 //! gets its place exactly once, so this ends), and only then encodes anything.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Bits;
@@ -17,6 +18,7 @@ use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
 use crate::format::chunk::{FANOUT, index_height};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeHeader, NodeRef, node_sum, page_sum};
+use crate::node::AddrHash;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
 struct Work {
@@ -28,16 +30,23 @@ struct Work {
     dirty: bool,
     /// Some block came to zero.
     freed: bool,
-    /// The checksum page, when this checkpoint has to write it.
+    /// The checksum page, where this checkpoint knows more of it than the medium.
     checksums: Option<Arc<ChecksumPage>>,
+    /// The checksum page is to be written; it is loaded only then, so that many of them take no memory.
+    blanked: bool,
     closed: bool,
     counts_at: Option<(BlockAddr, BlockAddr)>,
     checksums_at: Option<BlockAddr>,
 }
 
-/// What closing the ledger produced: blocks to write, and the new root of the index.
+/// Takes the blocks of a checkpoint as they are encoded, in whatever order they come.
+pub(crate) trait Sink {
+    /// Writes `block` at `at`, now or later.
+    fn put(&mut self, at: BlockAddr, block: Box<[u8; BLOCK]>) -> Result<()>;
+}
+
+/// What closing the ledger produced: the new root of the index.
 pub(crate) struct Closing {
-    pub(crate) writes: Vec<(BlockAddr, Box<[u8; BLOCK]>)>,
     pub(crate) root: Option<NodeRef>,
     pub(crate) totals: Totals,
     pub(crate) height: u32,
@@ -48,7 +57,7 @@ pub(crate) struct Closing {
 /// Counts as the checkpoint under way changes them.
 pub(crate) struct Ledger<'a> {
     space: &'a Space,
-    works: BTreeMap<u64, Work>,
+    works: HashMap<u64, Work, AddrHash>,
     chunks: u64,
     old_root: Option<NodeRef>,
     /// Metadata chunk that blocks are taken from now.
@@ -65,7 +74,7 @@ impl<'a> Ledger<'a> {
         let class = (space.geometry.blocks_per_chunk / 4).min(64) as u16;
         Self {
             space,
-            works: BTreeMap::new(),
+            works: HashMap::default(),
             chunks: index.chunks,
             old_root: index.root,
             source: None,
@@ -82,13 +91,13 @@ impl<'a> Ledger<'a> {
     }
 
     fn work(&mut self, chunk: u64) -> Result<&mut Work> {
-        if !self.works.contains_key(&chunk) {
-            let old = self.space.entry(chunk)?;
-            let counts = self.space.counts_of(&old)?;
-            let base_free = Bits::free_in(&counts);
-            self.works.insert(
-                chunk,
-                Work {
+        match self.works.entry(chunk) {
+            Entry::Occupied(e) => Ok(e.into_mut()),
+            Entry::Vacant(e) => {
+                let old = self.space.entry(chunk)?;
+                let counts = self.space.counts_of(&old)?;
+                let base_free = Bits::free_in(&counts);
+                Ok(e.insert(Work {
                     kind: old.kind,
                     old,
                     counts,
@@ -96,13 +105,13 @@ impl<'a> Ledger<'a> {
                     dirty: false,
                     freed: false,
                     checksums: None,
+                    blanked: false,
                     closed: false,
                     counts_at: None,
                     checksums_at: None,
-                },
-            );
+                }))
+            }
         }
-        self.works.get_mut(&chunk).ok_or(Error::Poisoned)
     }
 
     fn locate(&self, addr: BlockAddr, len: u64) -> Result<(u64, usize)> {
@@ -165,6 +174,14 @@ impl<'a> Ledger<'a> {
         Ok(gone)
     }
 
+    /// Chunks with this property, ascending: equal checkpoints are written as equal bytes.
+    fn chunks_where(&self, is: impl Fn(&Work) -> bool) -> Vec<u64> {
+        let mut chunks: Vec<u64> =
+            self.works.iter().filter(|(_, w)| is(w)).map(|(chunk, _)| *chunk).collect();
+        chunks.sort_unstable();
+        chunks
+    }
+
     /// Chunks that have been looked at: what the ledger takes in memory.
     pub(crate) fn chunks_held(&self) -> usize {
         self.works.len()
@@ -173,11 +190,12 @@ impl<'a> Ledger<'a> {
     /// Runs of data blocks that are named no more. Read before the ledger is closed.
     pub(crate) fn freed_runs(&self) -> Vec<(BlockAddr, u64)> {
         let mut runs = Vec::new();
-        for (chunk, w) in self.works.iter().filter(|(_, w)| w.dirty && w.old.kind == ChunkKind::Data) {
+        for chunk in self.chunks_where(|w| w.dirty && w.old.kind == ChunkKind::Data) {
+            let w = &self.works[&chunk];
             let Ok(before) = self.space.counts_of(&w.old) else { continue };
             let mut freed = Bits::free_in(&w.counts);
             freed.subtract(&Bits::free_in(&before));
-            let start = self.space.geometry.chunk_start(*chunk);
+            let start = self.space.geometry.chunk_start(chunk);
             runs.extend(freed.runs().map(|(at, len)| (start + at as u64, len as u64)));
         }
         runs
@@ -274,8 +292,9 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Lays out and encodes everything that changed. `generation` is the checkpoint's.
-    pub(crate) fn close(mut self, generation: u64) -> Result<Closing> {
+    /// Lays out everything that changed, and hands it to `sink` as it is encoded. `generation` is the
+    /// checkpoint's.
+    pub(crate) fn close(mut self, generation: u64, sink: &mut dyn Sink) -> Result<Closing> {
         for w in self.works.values_mut() {
             // A chunk in which nothing is named is free again (A4), and so are its pages.
             if w.dirty && w.kind != ChunkKind::Free && w.counts.is_uniform() == Some(0) {
@@ -302,12 +321,7 @@ impl<'a> Ledger<'a> {
             }
         }
         loop {
-            let todo: Vec<u64> = self
-                .works
-                .iter()
-                .filter(|(_, w)| !w.closed && (w.dirty || w.checksums.is_some()))
-                .map(|(chunk, _)| *chunk)
-                .collect();
+            let todo = self.chunks_where(|w| !w.closed && (w.dirty || w.checksums.is_some()));
             if todo.is_empty() && index_height(self.chunks) == height {
                 break;
             }
@@ -334,10 +348,9 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        let mut writes = Vec::new();
-        let entries = self.encode_pages(&mut writes);
-        let (root, totals) = self.encode_index(&nodes, &entries, height, generation, &mut writes)?;
-        Ok(Closing { writes, root, totals, height, chunks: self.chunks })
+        let entries = self.encode_pages(sink)?;
+        let (root, totals) = self.encode_index(&nodes, &entries, height, generation, sink)?;
+        Ok(Closing { root, totals, height, chunks: self.chunks })
     }
 
     fn place_index_node(
@@ -366,16 +379,16 @@ impl<'a> Ledger<'a> {
         let free = w.kind == ChunkKind::Free;
         if w.freed && w.kind == ChunkKind::Data && !free && w.checksums.is_none() {
             // The checksums of what is free now go to zero (A7). A page beyond repair stays as it is.
-            w.checksums = match space.checksums(chunk) {
-                Ok(page) => Some(page),
-                Err(Error::Corrupt(_)) => None,
+            w.blanked = match space.checksums(chunk) {
+                Ok(_) => true,
+                Err(Error::Corrupt(_)) => false,
                 Err(e) => return Err(e),
             };
         }
         // Counts of metadata chunks may still change while the set is closed: they always get a page.
         let wants_counts = !free && w.dirty && (w.kind == ChunkKind::Meta || w.counts.is_uniform().is_none());
         let counts_change = w.dirty;
-        let wants_checksums = !free && w.checksums.is_some();
+        let wants_checksums = !free && (w.checksums.is_some() || w.blanked);
         if counts_change {
             for at in old.counts.iter().flat_map(PageRef::copies) {
                 self.add(at, 1, -1, ChunkKind::Meta)?;
@@ -394,12 +407,13 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    fn encode_pages(&mut self, writes: &mut Vec<(BlockAddr, Box<[u8; BLOCK]>)>) -> BTreeMap<u64, ChunkEntry> {
+    fn encode_pages(&mut self, sink: &mut dyn Sink) -> Result<BTreeMap<u64, ChunkEntry>> {
         let uuid = self.space.store.uuid;
         let mut entries = BTreeMap::new();
-        for (chunk, w) in self.works.iter_mut().filter(|(_, w)| w.closed) {
+        for chunk in self.chunks_where(|w| w.closed) {
+            let w = self.works.get_mut(&chunk).ok_or(Error::Poisoned)?;
             if w.kind == ChunkKind::Free {
-                entries.insert(*chunk, ChunkEntry::default());
+                entries.insert(chunk, ChunkEntry::default());
                 continue;
             }
             let mut e = w.old;
@@ -419,22 +433,26 @@ impl<'a> Ledger<'a> {
                         e.width = w.counts.width();
                         let bytes = w.counts.memory_bytes();
                         self.space.store.keep(addr.raw(), sum, bytes, Arc::new(w.counts.clone()));
-                        writes.push((twin, page.clone()));
-                        writes.push((addr, page));
+                        sink.put(twin, page.clone())?;
+                        sink.put(addr, page)?;
                     }
                     None => e.uniform = w.counts.get(0),
                 }
             }
-            if let (Some(addr), Some(checksums)) = (w.checksums_at, &w.checksums) {
+            if let Some(addr) = w.checksums_at {
+                let checksums = match &w.checksums {
+                    Some(page) => Arc::clone(page),
+                    None => self.space.checksums(chunk)?,
+                };
                 let mut page = Box::new([0; BLOCK]);
                 checksums.encode(&w.counts, &mut page);
                 let sum = page_sum(&page[..], &uuid, BlockKind::Checksums, addr);
                 e.checksums = Some(PageRef { addr, twin: None, sum });
-                writes.push((addr, page));
+                sink.put(addr, page)?;
             }
-            entries.insert(*chunk, e);
+            entries.insert(chunk, e);
         }
-        entries
+        Ok(entries)
     }
 
     fn encode_index(
@@ -443,7 +461,7 @@ impl<'a> Ledger<'a> {
         entries: &BTreeMap<u64, ChunkEntry>,
         height: u32,
         generation: u64,
-        writes: &mut Vec<(BlockAddr, Box<[u8; BLOCK]>)>,
+        sink: &mut dyn Sink,
     ) -> Result<(Option<NodeRef>, Totals)> {
         let mut done: BTreeMap<(u8, u64), crate::format::chunk::IndexEntry> = BTreeMap::new();
         // Keys ascend by level, so children are encoded before their parents.
@@ -485,8 +503,8 @@ impl<'a> Ledger<'a> {
             let r = NodeRef { a, b: Some(b), sum: node_sum(&block[..]), level };
             done.insert((level, number), node.summary(r));
             self.space.store.keep(a.raw(), r.sum, BLOCK, Arc::new(node));
-            writes.push((b, block.clone()));
-            writes.push((a, block));
+            sink.put(b, block.clone())?;
+            sink.put(a, block)?;
         }
         let root = match done.get(&(height as u8 - 1, 0)) {
             Some(e) => *e,

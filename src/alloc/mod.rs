@@ -22,6 +22,6 @@ mod space;
 
 pub(crate) use bits::Bits;
 pub(crate) use index::IndexNode;
-pub(crate) use ledger::Ledger;
+pub(crate) use ledger::{Ledger, Sink};
 pub(crate) use pages::ChecksumPage;
 pub(crate) use space::{Claim, IndexRoot, PoolBlocks, Run, Space};

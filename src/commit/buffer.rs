@@ -170,6 +170,15 @@ impl Lease {
         self.page.enter(self.index + i, self.frame.place(self.slot + i));
     }
 
+    /// Has the one block of the lease filled by `fill`, which says whether it could.
+    pub(crate) fn fill_by(&self, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
+        let filled = self.frame.slots.fill(self.slot, fill);
+        if filled {
+            self.page.enter(self.index, self.frame.place(self.slot));
+        }
+        filled
+    }
+
     /// Sets the checksums of what has been filled, before the gate is left. Not while filling: the copy is on
     /// its way to memory then, and the checksum would wait for it.
     pub(crate) fn finish(self) {

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use super::catalogue::{self, Catalogue, Pairs, TABLE_ROOTS, object_key};
 use super::engine::{Engine, io};
 use super::log::Frozen;
+use super::outgoing::Outgoing;
 use super::reclaim::Reclaimed;
-use crate::alloc::Ledger;
+use crate::alloc::{Ledger, Sink};
 use crate::error::{Corruption, Error, Result};
 use crate::extent::Extents;
 use crate::format::chunk::ChunkKind;
@@ -17,11 +18,6 @@ use crate::format::{NodeHeader, NodeRef, node_sum};
 use crate::node::{Kind, Link, Node, Store};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
-
-/// Consecutive metadata blocks that leave in one write.
-const WRITE_BLOCKS: usize = 256;
-
-pub(super) type Writes = Vec<(BlockAddr, Box<[u8; BLOCK]>)>;
 
 /// Nodes of one kind that a checkpoint has given places.
 pub(super) struct Placed<K: Kind> {
@@ -95,7 +91,7 @@ pub(super) fn settle_trees<K: Kind>(
     store: &Store,
     roots: &[(Option<NodeRef>, Option<Link<K>>)],
     generation: u64,
-    writes: &mut Writes,
+    sink: &mut dyn Sink,
     dropped: &mut Vec<NodeRef>,
 ) -> Result<Placed<K>> {
     let mut news = News { seen: HashMap::new(), nodes: Vec::new() };
@@ -181,9 +177,9 @@ pub(super) fn settle_trees<K: Kind>(
         placed.homes.insert(Arc::as_ptr(node), home);
         placed.nodes.push(Arc::clone(node));
         if let Some(b) = b {
-            writes.push((b, block.clone()));
+            sink.put(b, block.clone())?;
         }
-        writes.push((a, block));
+        sink.put(a, block)?;
     }
     Ok(placed)
 }
@@ -238,7 +234,8 @@ fn settle_difference<K: Kind>(
 
 /// Everything a checkpoint is about to write, and what to do once it is durable.
 struct Built {
-    writes: Writes,
+    /// Metadata blocks that were written.
+    blocks: usize,
     maps: Placed<Extents>,
     pairs: Placed<Pairs>,
     catalogue: Catalogue,
@@ -297,10 +294,6 @@ impl Engine {
             next_internal_id: self.internal_ids.load(Ordering::Relaxed),
             ..superblock.clone()
         };
-        if let Err(e) = self.write_nodes(&built.writes) {
-            self.unfreeze(&frozen);
-            return Err(e);
-        }
         // C4: nodes, data and records of this instant are durable before the superblock names them.
         self.sync_device()?;
         self.write_superblock(&next)?;
@@ -311,7 +304,7 @@ impl Engine {
 
     fn build(&self, frozen: &Frozen, generation: u64) -> Result<Built> {
         let mut ledger = Ledger::new(&self.space);
-        let mut writes = Writes::new();
+        let mut sink = Outgoing::new(self);
         let mut edits = Vec::new();
         for (chunk, page) in self.space.frozen_chunks() {
             ledger.checksums_changed(chunk, page)?;
@@ -325,7 +318,7 @@ impl Engine {
         }
         let mut dropped = Vec::new();
         let maps =
-            settle_trees::<Extents>(&mut ledger, &self.store, &roots, generation, &mut writes, &mut dropped)?;
+            settle_trees::<Extents>(&mut ledger, &self.store, &roots, generation, &mut sink, &mut dropped)?;
         let mut tree = frozen.catalogue.clone();
         for ((object, map), (old, _)) in frozen.roots.iter().zip(&roots) {
             let new = map.root.as_ref().and_then(|link| maps.home(link));
@@ -342,14 +335,14 @@ impl Engine {
             &self.store,
             &[(old_catalogue, tree.root.clone())],
             generation,
-            &mut writes,
+            &mut sink,
             &mut none,
         )?;
         let punch = if self.config.host_discard { ledger.freed_runs() } else { Vec::new() };
-        let closing = ledger.close(generation)?;
-        writes.extend(closing.writes);
+        let closing = ledger.close(generation, &mut sink)?;
+        let blocks = sink.finish()?;
         Ok(Built {
-            writes,
+            blocks,
             maps,
             pairs,
             catalogue: tree,
@@ -367,29 +360,6 @@ impl Engine {
         for (key, value) in edits {
             catalogue::set(tree, &self.store, &self.counters.checkpoint_nodes, key, value.as_deref())?;
         }
-        Ok(())
-    }
-
-    /// Writes metadata blocks, neighbours together.
-    fn write_nodes(&self, writes: &Writes) -> Result<()> {
-        let mut order: Vec<&(BlockAddr, Box<[u8; BLOCK]>)> = writes.iter().collect();
-        order.sort_by_key(|(addr, _)| *addr);
-        let mut run: Vec<u8> = Vec::with_capacity(WRITE_BLOCKS.min(order.len()) * BLOCK);
-        let mut start = BlockAddr::default();
-        for (i, (addr, block)) in order.iter().enumerate() {
-            if run.is_empty() {
-                start = *addr;
-            }
-            run.extend_from_slice(&block[..]);
-            let next = order.get(i + 1).map(|(a, _)| *a);
-            if next != Some(*addr + 1) || run.len() == WRITE_BLOCKS * BLOCK {
-                let offset = start.byte_offset();
-                let wrote = self.device.write_at(&run, offset);
-                wrote.map_err(io("write", offset, run.len() as u64))?;
-                run.clear();
-            }
-        }
-        self.counters.checkpoint_bytes.fetch_add((writes.len() * BLOCK) as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -455,7 +425,7 @@ impl Engine {
             }
         });
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-        event!(generation, blocks = built.writes.len(), "checkpoint durable");
+        event!(generation, blocks = built.blocks, "checkpoint durable");
         self.reclaim_done(built.reclaimed);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::buffer::SLOTS;
+use super::buffer::{Lease, SLOTS};
 use super::catalogue::with_nodes;
 use super::engine::{Engine, io};
 use super::object::Object;
@@ -116,20 +116,19 @@ impl Engine {
             return false;
         }
         if buf.len() == BLOCK {
-            return self.read_hot_block(object, lba, buf).is_some();
+            return self.read_hot_block(object, lba, buf);
         }
         let mut block = [0; BLOCK];
-        let right = self.read_hot_block(object, lba, &mut block).is_some();
+        let right = self.read_hot_block(object, lba, &mut block);
         buf.copy_from_slice(&block[skip..skip + buf.len()]);
         right
     }
 
-    /// Reads a whole block that was read lately, and says where it lies.
+    /// Reads a whole block that was read lately.
     #[inline]
-    fn read_hot_block(&self, object: &Object, lba: u64, block: &mut [u8]) -> Option<BlockAddr> {
-        let (addr, crc) = self.hot.get(object.state(), lba)?;
-        let read = self.device.read_at(block, addr.byte_offset());
-        (read.is_ok() && block_crc(block) == crc).then_some(addr)
+    fn read_hot_block(&self, object: &Object, lba: u64, block: &mut [u8]) -> bool {
+        let Some((addr, crc)) = self.hot.get(object.state(), lba) else { return false };
+        self.device.read_at(block, addr.byte_offset()).is_ok() && block_crc(block) == crc
     }
 
     /// Remembers where `lba` lies, if it is a block of data that the device has. The map stands still (H1).
@@ -323,12 +322,7 @@ impl Engine {
                 let map = &mut *map;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
                 let tried = match only_if {
-                    Some(was) => extent::find(&map.tree, lba, &self.store, &held).and_then(|now| {
-                        if block_behind(now, lba) != was {
-                            return Ok(false);
-                        }
-                        extent::replace(&mut map.tree, &cx, &self.space.geometry, fill).map(|()| true)
-                    }),
+                    Some(was) => extent::exchange(&mut map.tree, &cx, &self.space.geometry, fill, was),
                     None => extent::replace(&mut map.tree, &cx, &self.space.geometry, fill).map(|()| true),
                 };
                 match tried {
@@ -370,22 +364,41 @@ impl Engine {
     fn write_part(
         &self,
         object: &Arc<Object>,
-        claim: Option<&mut Claim<'_>>,
+        mut claim: Option<&mut Claim<'_>>,
         lba: u64,
         skip: usize,
         part: &[u8],
     ) -> Result<bool> {
         let _gate = self.enter_write(28 + 32)?;
         let _pin = self.pins.enter();
-        let mut block = [0u8; BLOCK];
-        let hot = self.read_hot_block(object, lba, &mut block);
-        let was = match hot {
-            Some(addr) => Some(addr),
-            None => block_behind(self.find_pinned(object, lba)?, lba).map(BlockAddr::new),
+        let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
+        let map = |lease: Lease, was: Option<BlockAddr>| {
+            let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was.map(BlockAddr::raw)));
+            lease.finish();
+            mapped
         };
-        if let Some(addr) = was.filter(|_| hot.is_none()) {
+        // A block that was read lately comes from the device straight into its new place.
+        let mut place = None;
+        if let Some((addr, crc)) = self.hot.get(object.state(), lba) {
+            let Some(lease) = self.buffers.lease(&self.space, claim.as_deref_mut(), 1)? else {
+                return Ok(false);
+            };
+            let read = |slot: &mut [u8]| {
+                let read = self.device.read_at(slot, addr.byte_offset());
+                let right = read.is_ok() && block_crc(slot) == crc;
+                put(slot);
+                right
+            };
+            if lease.fill_by(read) {
+                return map(lease, Some(addr));
+            }
+            // The long way finds out what is wrong with it.
+            place = Some(lease);
+        }
+        let mut block = [0u8; BLOCK];
+        let was = block_behind(self.find_pinned(object, lba)?, lba).map(BlockAddr::new);
+        if let Some(addr) = was {
             let (page, index) = self.page_of(addr, 1)?;
-            let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
             if self.buffers.change(&page, index, put) {
                 return Ok(true);
             }
@@ -393,12 +406,13 @@ impl Engine {
                 self.read_verified(addr, &page, index, &mut block)?;
             }
         }
-        block[skip..skip + part.len()].copy_from_slice(part);
-        let Some(lease) = self.buffers.lease(&self.space, claim, 1)? else { return Ok(false) };
+        put(&mut block);
+        if place.is_none() {
+            place = self.buffers.lease(&self.space, claim, 1)?;
+        }
+        let Some(lease) = place else { return Ok(false) };
         lease.fill(0, &block);
-        let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was.map(BlockAddr::raw)));
-        lease.finish();
-        mapped
+        map(lease, was)
     }
 
     /// Unmaps `from..to`, or maps it as zeroes.

@@ -24,6 +24,7 @@ mod hot;
 mod io;
 mod log;
 mod object;
+mod outgoing;
 mod pins;
 mod reclaim;
 mod recovery;

@@ -22,12 +22,16 @@ use crate::format::chunk::ChunkKind;
 use crate::node::{Kind, Link, Store};
 use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
 
-/// Leaf entries and nodes that one checkpoint walks at most.
+/// Leaf entries and nodes that one checkpoint walks at least, if there are as many.
 const BUDGET: usize = 1 << 18;
+/// How many times as many it walks while no writer waits for it. Each checkpoint writes the pages of every chunk
+/// that it touched: walking on is cheaper than coming back.
+const TIMES: usize = 16;
 /// Data chunks that one pass of a plan counts: 64 GiB, some 20 MiB of memory.
 const PLAN_CHUNKS: usize = 16_384;
 /// Chunks whose counts one checkpoint may hold before reclaim leaves the rest to the next.
-const CHUNKS: usize = 2048;
+/// Some 800 bytes each.
+const CHUNKS: usize = 8192;
 /// Deleted maps that one checkpoint takes up at most.
 const BATCH: usize = 1024;
 
@@ -107,8 +111,15 @@ impl Engine {
                 }
             }
         }
-        let mut budget = BUDGET;
-        while budget > 0 {
+        let (mut budget, mut times) = (BUDGET, 1);
+        loop {
+            if budget == 0 {
+                let pressed = self.dirty_pages() >= self.space.dirty_limit / 2;
+                if times == TIMES || pressed || ledger.chunks_held() > CHUNKS {
+                    break;
+                }
+                (budget, times) = (BUDGET, times + 1);
+            }
             let next = neighbour(q.tree, q.store, &[TABLE_RECLAIM], false)?;
             let Some((key, _)) = next.filter(|(k, _)| k[0] == TABLE_RECLAIM) else { break };
             let Some((number, id)) = queued(&key) else {

@@ -15,10 +15,12 @@ mod file;
 mod memory;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod words;
 
 pub(crate) use aligned::SlotBuffer;
 pub use file::FileDevice;
 pub use memory::MemoryDevice;
+pub(crate) use words::Words;
 
 /// Where a pool lives. All offsets and lengths are bytes.
 ///

@@ -177,6 +177,23 @@ pub(crate) fn replace(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: E
     filled
 }
 
+/// Replaces one block by `fill`, if `was` is what it is mapped to now; nothing stands for a hole or zeroes.
+/// False, and no effect, when it is not.
+pub(crate) fn exchange(
+    map: &mut Map,
+    cx: &Cx<'_, Extents>,
+    g: &Geometry,
+    fill: Extent,
+    was: Option<u64>,
+) -> Result<bool, Miss> {
+    map.edit(cx, &fill.lba, |items, _| {
+        let before = begun(items, fill.lba).checked_sub(1).map(|i| items[i]);
+        let now = before.filter(|e| fill.lba < e.end());
+        let block = now.and_then(|e| e.block().map(|b| b + (fill.lba - e.lba)));
+        if block == was { (true, put(items, fill, g)) } else { (false, 0) }
+    })
+}
+
 /// Puts `fill` where nothing is mapped, piece by piece as the bounds of the leaves ask.
 fn fill_leaves(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: Extent) -> Result<(), Miss> {
     let (mut at, end) = (fill.lba, fill.end());

@@ -18,5 +18,5 @@ mod store;
 mod tests;
 mod tree;
 
-pub(crate) use store::{CHECKSUM_KEY, Held, Store};
+pub(crate) use store::{AddrHash, CHECKSUM_KEY, Held, Store};
 pub(crate) use tree::{Cx, Got, Kid, Kind, Link, Miss, Node, Tree};
