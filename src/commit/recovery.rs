@@ -59,7 +59,10 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
         // Whoever wrote that copy has moved on; older copies beside it say nothing about today.
         return Err(Error::Unsupported(why));
     }
-    let Some((_, newest)) = found.iter().max_by_key(|(_, sb)| sb.generation).cloned() else {
+    // A copy that strayed here from another pool is sound in itself: the pool is the one that most copies name.
+    let copies_of = |uuid: &[u8; 16]| found.iter().filter(|(_, sb)| sb.uuid == *uuid).count();
+    let Some((_, newest)) = found.iter().max_by_key(|(_, sb)| (copies_of(&sb.uuid), sb.generation)).cloned()
+    else {
         return Err(match (failed, first_fault) {
             (Some(e), _) => e,
             (None, Some(c)) => c.into(),
@@ -69,7 +72,7 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
         });
     };
     let whole = newest.slots().iter().all(|at| found.iter().any(|(o, sb)| o == at && *sb == newest));
-    let both = found.iter().any(|(_, sb)| sb.generation + 1 == newest.generation);
+    let both = found.iter().any(|(_, sb)| sb.uuid == newest.uuid && sb.generation + 1 == newest.generation);
     Ok(Slots { newest, whole, both })
 }
 
