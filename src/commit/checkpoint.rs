@@ -14,6 +14,7 @@ use crate::extent::Extents;
 use crate::format::chunk::ChunkKind;
 use crate::format::superblock::{STATE_CLEAN, STATE_FAR, Superblock, Totals};
 use crate::format::{NodeHeader, NodeRef, node_sum};
+use crate::memory;
 use crate::node::{Kind, Link, Node, Store};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
@@ -372,9 +373,10 @@ impl Engine {
 
     /// Writes metadata blocks, neighbours together.
     fn write_nodes(&self, writes: &Writes) -> Result<()> {
-        let mut order: Vec<&(BlockAddr, Box<[u8; BLOCK]>)> = writes.iter().collect();
+        let mut order: Vec<&(BlockAddr, Box<[u8; BLOCK]>)> = memory::with_room(writes.len())?;
+        order.extend(writes);
         order.sort_by_key(|(addr, _)| *addr);
-        let mut run: Vec<u8> = Vec::with_capacity(WRITE_BLOCKS.min(order.len()) * BLOCK);
+        let mut run: Vec<u8> = memory::with_room(WRITE_BLOCKS.min(order.len()) * BLOCK)?;
         let mut start = BlockAddr::default();
         for (i, (addr, block)) in order.iter().enumerate() {
             if run.is_empty() {

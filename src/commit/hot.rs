@@ -8,15 +8,15 @@
 //!   others, so that words of different entries do not add up to one.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::BlockAddr;
 
-/// Entries that come into being together: 32 KiB.
-const GROUP: usize = 1024;
+/// Entries that come into being together: 32 KiB. Few under a model, so that they push each other out.
+const GROUP: usize = if cfg!(snapvol_shuttle) { 4 } else { 1024 };
 
 /// Tells the states of maps apart, in this process.
-static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
+static NEXT_STATE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 /// A number that no map has had: its entries are not those of what it was before.
 pub(super) fn next_state() -> u64 {
