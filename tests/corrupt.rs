@@ -1,8 +1,8 @@
 //! P6, P9: every byte of a pool goes bad in turn, once closed cleanly and once as a kill leaves it. What is read
 //! is right or a typed error; nothing panics, nothing is silently older.
 //!
-//! By default one bit of every byte of every block that holds anything goes bad, and of every 16th byte of the
-//! others. `SNAPVOL_FULL=1` flips every bit of every byte; `SNAPVOL_PART=3/16` does the third sixteenth of it, so
+//! By default one bit of every byte of every block that holds anything goes bad, and of every 331st byte of
+//! the others. `SNAPVOL_FULL=1` flips every bit of every byte; `SNAPVOL_PART=3/16` does the third sixteenth of it, so
 //! that such a run can be interrupted and gone on with.
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used)]
@@ -36,7 +36,7 @@ fn places(subject: &Subject) -> Vec<(usize, u8)> {
     subject.used_blocks().into_iter().for_each(|block| used[block] = true);
     // The bit changes from byte to byte and from block to block.
     let bit = |at: usize| ((at + at / BLOCK) % 8) as u8;
-    (0..length).filter(|at| used[at / BLOCK] || at % 16 == at / BLOCK % 16).map(|at| (at, bit(at))).collect()
+    (0..length).filter(|at| used[at / BLOCK] || at % 331 == 0).map(|at| (at, bit(at))).collect()
 }
 
 /// Flips everywhere and returns how many blocks make recovery refuse to write when they are bad.
