@@ -105,7 +105,7 @@ pub mod decode {
     pub fn page(bytes: &[u8]) {
         let (first, rest) = bytes.split_first().unwrap_or((&0, &[]));
         let page = block_of(rest);
-        let blocks = 64_usize << (first >> 2) % 5;
+        let blocks = 64_usize << ((first >> 2) % 5);
         let mut again = [0xee; BLOCK];
         if first % 2 == 0 {
             let width = [4, 8, 16, 32][(first >> 5) as usize % 4];
