@@ -143,7 +143,7 @@ impl Builder {
                 self.step_count += 1;
             }
             5 => {
-                self.steps.push(if input.u8() % 2 == 0 { 4 } else { 5 });
+                self.steps.push(if input.u8().is_multiple_of(2) { 4 } else { 5 });
                 if self.steps.last() == Some(&5) {
                     self.steps.extend_from_slice(&object(input));
                 }
