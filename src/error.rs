@@ -95,6 +95,13 @@ pub enum Error {
         /// Bytes it could have had.
         available_bytes: u64,
     },
+    /// The process could not have this much memory in one piece. The call has changed nothing, but that of a write
+    /// of several blocks the first ones may have been written.
+    #[error("out of memory: {bytes} bytes were refused")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: u64,
+    },
     /// This pool or this device does not offer the feature.
     #[error("unsupported: {0}")]
     Unsupported(String),
@@ -272,6 +279,8 @@ pub enum Limited {
     Zones,
     /// Bytes that one transaction changes; a larger log allows more.
     TransactionBytes,
+    /// Changes of records and maps that one transaction makes.
+    TransactionSteps,
     /// Blocks of the log.
     LogBlocks,
     /// Tables that the manifest of one backup names; larger pieces need fewer.
@@ -287,6 +296,7 @@ impl std::fmt::Display for Limited {
             Self::VolumeBytes => "bytes in the volumes of the project",
             Self::Zones => "zones of the pool",
             Self::TransactionBytes => "bytes of the transaction",
+            Self::TransactionSteps => "steps of the transaction",
             Self::LogBlocks => "blocks of the log",
             Self::BackupTables => "tables of the backup",
         })

@@ -61,9 +61,14 @@ mod error;
 mod extent;
 mod format;
 pub mod guide;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
+mod memory;
 mod node;
 mod pool;
 mod sources;
+mod sync;
 mod target;
 mod trace;
 mod units;

@@ -1,6 +1,5 @@
 //! The pages that describe a data chunk: how often its blocks are named, and their checksums.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::Bits;
@@ -8,6 +7,8 @@ use super::space::Space;
 use crate::error::{Corruption, Result};
 use crate::format::chunk::{ChunkEntry, Counts, PageRef};
 use crate::format::{BlockKind, block_crc, page_sum};
+use crate::memory;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::trace::event;
 use crate::units::{BLOCK, BlockAddr, MAX_RUN_BLOCKS};
 
@@ -16,14 +17,17 @@ const REBUILD_BLOCKS: usize = 64;
 /// CRC-32 of every block of one data chunk. Blocks that nothing names have meaningless entries in memory,
 /// and zero on the medium (A7).
 pub(crate) struct ChecksumPage {
-    crcs: [AtomicU32; MAX_RUN_BLOCKS as usize],
+    crcs: [std::sync::atomic::AtomicU32; MAX_RUN_BLOCKS as usize],
     /// Where blocks lie in the run buffers, from the first time that one does; 0 is nowhere.
     places: OnceLock<Box<[AtomicU32]>>,
 }
 
 impl ChecksumPage {
     pub(crate) fn zeroed() -> Self {
-        Self { crcs: [const { AtomicU32::new(0) }; MAX_RUN_BLOCKS as usize], places: OnceLock::new() }
+        Self {
+            crcs: [const { std::sync::atomic::AtomicU32::new(0) }; MAX_RUN_BLOCKS as usize],
+            places: OnceLock::new(),
+        }
     }
     /// Place of a block in the run buffers, or 0.
     #[inline]
@@ -129,7 +133,7 @@ impl Space {
         let counts = self.counts_of(e).ok()?;
         let start = self.geometry.chunk_start(chunk);
         let built = ChecksumPage::zeroed();
-        let mut buf = vec![0; REBUILD_BLOCKS * BLOCK];
+        let mut buf = memory::filled(0, REBUILD_BLOCKS * BLOCK).ok()?;
         for (at, len) in Bits::used_in(&counts).runs() {
             for at in (at..at + len).step_by(REBUILD_BLOCKS).map(|i| i..(i + REBUILD_BLOCKS).min(at + len)) {
                 let data = &mut buf[..at.len() * BLOCK];

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
 use super::Bits;
@@ -15,6 +13,8 @@ use crate::format::NodeRef;
 use crate::format::chunk::{ChunkEntry, ChunkKind};
 use crate::format::superblock::Totals;
 use crate::node::Store;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, Geometry};
 

@@ -6,6 +6,7 @@ use crate::commit::rest::Rest;
 use crate::error::{Corruption, Result};
 use crate::format::BlockKind;
 use crate::format::chunk::{ChunkEntry, ChunkKind, Counts};
+use crate::memory;
 use crate::units::{BlockAddr, Geometry};
 
 const DATA: u8 = 1;
@@ -28,15 +29,15 @@ struct Chunk {
 }
 
 impl Window {
-    pub(super) fn new(geometry: Geometry, first: u64, end: u64) -> Self {
+    pub(super) fn new(geometry: Geometry, first: u64, end: u64) -> Result<Self> {
         let n = end.saturating_sub(first) as usize;
         let free = Chunk { entry: Some(ChunkEntry::default()), named: 0 };
-        Self {
+        Ok(Self {
             geometry,
             first,
-            counts: vec![0; n * geometry.blocks_per_chunk as usize],
-            chunks: vec![free; n],
-        }
+            counts: memory::filled(0, n * geometry.blocks_per_chunk as usize)?,
+            chunks: memory::filled(free, n)?,
+        })
     }
 
     fn at(&self, chunk: u64) -> Option<usize> {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_window_counts_its_own_chunks_only() {
-        let mut w = Window::new(G, 2, 4);
+        let mut w = Window::new(G, 2, 4).unwrap();
         for chunk in 0..6 {
             w.add(chunk, 10, 3, true);
             w.add(chunk, 12, 1, true);

@@ -198,7 +198,7 @@ fn run(
     let mut named: Vec<Named> = Vec::new();
     for pass in 0..passes {
         let first = pass * per_pass;
-        let window = Window::new(g, first, (first + per_pass).min(chunks));
+        let window = Window::new(g, first, (first + per_pass).min(chunks))?;
         meter.enter(Phase::Structure, structure_done, meta_used.saturating_mul(passes));
         let mut walk = Walk::new(rest, window, &mut findings, &mut suspects, &mut meter, pass == 0);
         let found = walk.everything();
@@ -217,7 +217,7 @@ fn run(
         if data {
             meter.enter(Phase::Data, data_done, data_used);
             report.verified_blocks +=
-                scrub::read(rest, &done.window, &mut findings, &mut suspects, &mut meter);
+                scrub::read(rest, &done.window, &mut findings, &mut suspects, &mut meter)?;
             data_done = meter.now.done;
         }
     }

@@ -6,9 +6,10 @@ use super::owners::Suspects;
 use super::report::{FindingKind, Findings, located};
 use crate::alloc::ChecksumPage;
 use crate::commit::rest::Rest;
-use crate::error::{Corruption, Error};
+use crate::error::{Corruption, Error, Result};
 use crate::format::block_crc;
 use crate::format::chunk::ChunkKind;
+use crate::memory;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
 /// Blocks in one read: 1 MiB.
@@ -21,8 +22,8 @@ pub(super) fn read(
     findings: &mut Findings,
     suspects: &mut Suspects,
     meter: &mut Meter<'_>,
-) -> u64 {
-    let mut buf = vec![0; RUN_BLOCKS * BLOCK];
+) -> Result<u64> {
+    let mut buf = memory::filled(0, RUN_BLOCKS * BLOCK)?;
     let mut sound = 0;
     for (number, entry, counts) in window.chunks() {
         let Some(entry) = entry.filter(|e| e.kind == ChunkKind::Data && e.checksums.is_some()) else {
@@ -42,7 +43,7 @@ pub(super) fn read(
             at += run.max(1);
         }
     }
-    sound
+    Ok(sound)
 }
 
 /// Verifies one run, whose first block is number `index` of its chunk.

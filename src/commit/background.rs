@@ -1,15 +1,16 @@
 //! Work that nobody waits for: early writes of full buffers, syncs of old data, proofs, checkpoints, reclaim.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::engine::Engine;
 use super::pins::Tally;
 use crate::error::Result;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex};
 
 /// Data without a sync that makes the background flush.
 const UNSYNCED_BYTES: u64 = 32 << 20;

@@ -13,23 +13,22 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::{Mutex, RwLock};
 
 use super::pins::thread_shard;
 use crate::alloc::{ChecksumPage, Claim, Run, Space};
 use crate::device::{Device, SlotBuffer};
 use crate::error::{Error, Result};
 use crate::format::block_crc;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
-/// Blocks in one frame: 1 MiB.
-pub(crate) const SLOTS: usize = 256;
+/// Blocks in one frame: 1 MiB. Few under a model, so that frames fill and come round again.
+pub(crate) const SLOTS: usize = if cfg!(snapvol_shuttle) { 4 } else { 256 };
 /// Frames filled at once, by different threads.
 const SHARDS: usize = 4;
 /// Blocks set aside for the next leases, so that most of them ask nobody.
-const AHEAD: u64 = 64;
+const AHEAD: u64 = if cfg!(snapvol_shuttle) { 2 } else { 64 };
 
 /// Consecutive blocks in consecutive slots.
 struct Piece {
@@ -65,16 +64,16 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    fn new(number: usize) -> Self {
-        Self {
+    fn new(number: usize) -> Result<Self> {
+        Ok(Self {
             number,
-            slots: SlotBuffer::new(SLOTS),
+            slots: SlotBuffer::new(SLOTS)?,
             fill: Mutex::default(),
             sealed: AtomicUsize::new(0),
             unfilled: AtomicUsize::new(0),
             written: AtomicUsize::new(0),
             writing: Mutex::new(()),
-        }
+        })
     }
 
     /// What the pages of its blocks say about a slot.
@@ -227,35 +226,37 @@ impl Buffers {
     /// An empty frame: a new one while there are few, else the one that was written longest ago. Writers make
     /// sure beforehand that there is one ([`is_pressed`](Self::is_pressed)); of those that come at once some
     /// may get one more than the limit says.
-    fn fresh(&self) -> Arc<Frame> {
+    fn fresh(&self) -> Result<Arc<Frame>> {
         let mut queue = self.queue.lock();
         let enough =
             self.frames.read().len() >= if queue.kept.len() >= 4 { self.most / 2 } else { self.most };
         if let Some(frame) = enough.then(|| queue.kept.pop_front()).flatten() {
             frame.clear();
-            return frame;
+            return Ok(frame);
         }
         let mut frames = self.frames.write();
-        let frame = Arc::new(Frame::new(frames.len()));
+        let frame = Arc::new(Frame::new(frames.len())?);
         frames.push(Arc::clone(&frame));
-        frame
+        Ok(frame)
     }
 
     /// The frame of a shard, or another one when it is full.
-    fn with_room<'a>(&self, current: &'a mut Option<Arc<Frame>>) -> &'a Arc<Frame> {
-        let full = current.take_if(|f| f.fill.lock().used == SLOTS);
-        let ahead = full.and_then(|full| {
-            let ahead = full.fill.lock().ahead.take();
-            let mut queue = self.queue.lock();
-            queue.full.push_back(full);
-            self.full.store(queue.full.len(), Ordering::SeqCst);
-            ahead
-        });
-        let frame = current.get_or_insert_with(|| self.fresh());
-        if ahead.is_some() {
-            frame.fill.lock().ahead = ahead;
+    fn with_room<'a>(&self, current: &'a mut Option<Arc<Frame>>) -> Result<&'a Arc<Frame>> {
+        if current.as_ref().is_some_and(|f| f.fill.lock().used == SLOTS) {
+            // The next one first: without it nothing has changed.
+            let next = self.fresh()?;
+            if let Some(full) = current.replace(Arc::clone(&next)) {
+                let ahead = full.fill.lock().ahead.take();
+                next.fill.lock().ahead = ahead;
+                let mut queue = self.queue.lock();
+                queue.full.push_back(full);
+                self.full.store(queue.full.len(), Ordering::SeqCst);
+            }
         }
-        frame
+        match current {
+            Some(frame) => Ok(frame),
+            None => Ok(current.insert(self.fresh()?)),
+        }
     }
 
     /// Up to `most` blocks and the slots for them: what is set aside, else against the claim. `None` when
@@ -267,7 +268,7 @@ impl Buffers {
         most: u64,
     ) -> Result<Option<Lease>> {
         let mut current = self.shards[thread_shard() % self.shards.len()].lock();
-        let frame = self.with_room(&mut current);
+        let frame = self.with_room(&mut current)?;
         let mut fill = frame.fill.lock();
         let room = (SLOTS - fill.used) as u64;
         let mut run = match (fill.ahead.take(), claim) {
@@ -350,13 +351,20 @@ impl Buffers {
     }
 
     /// Recovery: a block that a record carried, to be served until it has been written home.
-    pub(crate) fn adopt(&self, addr: BlockAddr, index: usize, bytes: &[u8], page: Arc<ChecksumPage>) {
+    pub(crate) fn adopt(
+        &self,
+        addr: BlockAddr,
+        index: usize,
+        bytes: &[u8],
+        page: Arc<ChecksumPage>,
+    ) -> Result<()> {
         let mut current = self.shards[0].lock();
-        let frame = self.with_room(&mut current);
+        let frame = self.with_room(&mut current)?;
         let mut fill = frame.fill.lock();
         let slot = frame.add(&mut fill, &Run { addr, len: 1, checksums: Arc::clone(&page) }, index);
         frame.slots.fill(slot, |s| s.copy_from_slice(bytes));
         page.enter(index, frame.place(slot));
+        Ok(())
     }
 
     /// From here on no block that is buffered now changes any more: something else is about to name it.
@@ -448,7 +456,7 @@ mod tests {
         let mut fill_one = || {
             for _ in 0..SLOTS {
                 let page = Arc::new(ChecksumPage::zeroed());
-                buffers.adopt(BlockAddr::new(block), 0, &[7; BLOCK], page);
+                buffers.adopt(BlockAddr::new(block), 0, &[7; BLOCK], page).unwrap();
                 block += 1;
             }
         };

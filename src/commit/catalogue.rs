@@ -241,3 +241,22 @@ pub(crate) fn parse_queue(value: &[u8]) -> Result<(NodeRef, u16)> {
     r.finish()?;
     Ok((root, next))
 }
+
+/// For any bytes: what a decoder of this room accepts encodes to them again.
+#[cfg(feature = "internals")]
+pub(crate) fn laws(bytes: &[u8]) {
+    if let Ok((number, in_queue)) = parse_trash(bytes) {
+        let same = bytes.starts_with(&trash_value(number, in_queue));
+        assert!(same && bytes[9..].iter().all(|b| *b == 0), "a deletion record has changed");
+    }
+    if let Ok(root) = parse_root(bytes) {
+        assert!(bytes.starts_with(&root_value(&root)), "a map root has changed");
+    }
+    if let Ok((node, next)) = parse_queue(bytes) {
+        assert!(bytes.starts_with(&queue_value(&node, next)), "an entry of the reclaim queue has changed");
+    }
+    if let Some((number, object)) = queued(bytes) {
+        let depth = u16::from_be_bytes([bytes[25], bytes[26]]);
+        assert_eq!(queue_key(number, object, depth)[1..], bytes[1..], "a key of the reclaim queue");
+    }
+}

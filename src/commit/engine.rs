@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex, RwLock};
 use uuid::Uuid;
 
 use super::background::{Counters, Wake};
@@ -23,8 +21,11 @@ use crate::extent::Map;
 use crate::format::NodeRef;
 use crate::format::chunk::index_height;
 use crate::format::superblock::{FAR_FROM_BYTES, STATE_FAR, Superblock, Totals};
+use crate::memory;
 use crate::node::{Link, Store};
 use crate::sources::{Clock, IdSource};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::trace::alarm;
 use crate::units::{BLOCK_BYTES, Geometry, ObjectId};
 
@@ -74,7 +75,7 @@ pub(crate) struct Engine {
     /// Bytes that the changes since the last commit will take in a record, at most.
     pub(super) pending_bytes: AtomicU64,
     /// Nodes made dirty since the last freeze.
-    pub(super) dirtied: AtomicU64,
+    pub(super) dirtied: std::sync::atomic::AtomicU64,
     pub(super) poisoned: Arc<AtomicBool>,
     pub(super) closed: AtomicBool,
     pub(super) read_only: AtomicBool,
@@ -126,7 +127,7 @@ impl Engine {
         }
         // Stale bytes must not look like slots or records; and fresh log space is written once before use,
         // because a sync into unwritten extents costs a journal commit.
-        let zeroes = vec![0u8; 1 << 20];
+        let zeroes = memory::filled(0u8, 1 << 20)?;
         let head = geometry.bytes_for(0);
         let mut at = 0;
         while at < head {
@@ -157,7 +158,7 @@ impl Engine {
             created_micros: config.clock.now_micros(),
             next_internal_id: 0,
         };
-        let engine = Self::assemble(device, config, superblock, chunks, false);
+        let engine = Self::assemble(device, config, superblock, chunks, false)?;
         // Both generations exist from the start, so that one lost copy never leaves an empty pair.
         engine.write_superblock(&engine.checkpoint.lock().clone())?;
         {
@@ -176,7 +177,7 @@ impl Engine {
         superblock: Superblock,
         chunks: u64,
         read_only: bool,
-    ) -> Self {
+    ) -> Result<Self> {
         // The cache's limit is shared: three eighths for buffers, a quarter for clean nodes, a quarter for dirty
         // ones, an eighth for the table of hot blocks.
         let poisoned = Arc::new(AtomicBool::new(false));
@@ -193,7 +194,7 @@ impl Engine {
             dirty_limit,
             Arc::clone(&poisoned),
         );
-        Self {
+        Ok(Self {
             store,
             space,
             gate: RwLock::new(()),
@@ -205,14 +206,14 @@ impl Engine {
             changed: Mutex::default(),
             catalogue: RwLock::new(Catalogue { root: superblock.catalogue_root.map(Link::Disk) }),
             transaction: Mutex::new(()),
-            log: Mutex::new(Log::new(&superblock)),
+            log: Mutex::new(Log::new(&superblock)?),
             cuts: AtomicU64::new(0),
             durable_catalogue: Mutex::new(superblock.catalogue_root),
             epoch: AtomicU32::new(superblock.snapshot_epoch),
             internal_ids: AtomicU64::new(superblock.next_internal_id),
             checkpoint: Mutex::new(superblock),
             pending_bytes: AtomicU64::new(0),
-            dirtied: AtomicU64::new(0),
+            dirtied: Default::default(),
             poisoned,
             closed: AtomicBool::new(false),
             read_only: AtomicBool::new(read_only),
@@ -223,7 +224,7 @@ impl Engine {
             worker: Mutex::new(None),
             device,
             config,
-        }
+        })
     }
 
     /// Whether anything may be written.

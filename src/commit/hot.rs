@@ -8,13 +8,12 @@
 //!   others, so that words of different entries do not add up to one. No map has state 0, which an untouched
 //!   entry is about.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::device::Words;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::BlockAddr;
 
 /// Tells the states of maps apart, in this process.
-static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
+static NEXT_STATE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 /// A number that no map has had: its entries are not those of what it was before.
 pub(super) fn next_state() -> u64 {
@@ -59,7 +58,7 @@ pub(super) struct Hot {
 impl Hot {
     /// A table of at most `bytes` of memory, which it takes as it is used.
     pub(super) fn new(bytes: u64) -> Self {
-        let entries = bytes / (ENTRY * size_of::<AtomicU64>()) as u64;
+        let entries = bytes / (ENTRY * size_of::<u64>()) as u64;
         let entries = entries.checked_ilog2().and_then(|log| Words::new(ENTRY << log));
         Self { entries }
     }

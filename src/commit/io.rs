@@ -14,6 +14,7 @@ use crate::format::block_crc;
 use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind};
 use crate::node::{Cx, Held, Miss};
+use crate::sync::RwLockReadGuard;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
 /// Data that may wait for its first sync before writers make one themselves (twice what starts it in the
@@ -320,6 +321,7 @@ impl Engine {
             let missed = {
                 let mut map = object.map.write();
                 let map = &mut *map;
+                map.room()?;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
                 let tried = match only_if {
                     Some(was) => extent::exchange(&mut map.tree, &cx, &self.space.geometry, fill, was),
@@ -430,6 +432,7 @@ impl Engine {
             let missed = {
                 let mut map = object.map.write();
                 let map = &mut *map;
+                map.room()?;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
                 let done = if zero {
                     let fill = Extent::zero(from, to - from, self.epoch());
@@ -452,7 +455,7 @@ impl Engine {
 
     /// Passes the gate with room for `bytes` in the next record. Makes a commit or a checkpoint first where
     /// limits ask for one; nothing is held meanwhile.
-    fn enter_write(&self, bytes: u64) -> Result<parking_lot::RwLockReadGuard<'_, ()>> {
+    fn enter_write(&self, bytes: u64) -> Result<RwLockReadGuard<'_, ()>> {
         loop {
             self.writable()?;
             let dirty = self.dirty_pages();

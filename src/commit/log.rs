@@ -11,6 +11,7 @@ use crate::error::{Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind, FLAG_FREEZE, FLAG_INLINE, FLAG_PROOF, Group, Record, Step};
 use crate::format::superblock::Superblock;
+use crate::memory;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Data blocks that a record may carry instead of sending them home first (32 KiB).
@@ -54,8 +55,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(sb: &Superblock) -> Self {
-        Self {
+    pub(super) fn new(sb: &Superblock) -> Result<Self> {
+        Ok(Self {
             at: sb.log_at % sb.geometry.log_blocks,
             used: 0,
             sequence: sb.log_sequence,
@@ -70,8 +71,8 @@ impl Log {
             unlogged: Vec::new(),
             blocked: false,
             buf: Vec::new(),
-            small: SlotBuffer::new(SMALL_BLOCKS),
-        }
+            small: SlotBuffer::new(SMALL_BLOCKS)?,
+        })
     }
 }
 
@@ -337,11 +338,12 @@ impl Engine {
         let groups: Result<Vec<Group>> = groups
             .iter()
             .map(|(object, changes)| {
-                let mut crcs = Vec::new();
-                for c in changes.iter().filter(|c| c.kind == ChangeKind::Data) {
+                let data = || changes.iter().filter(|c| c.kind == ChangeKind::Data);
+                let mut crcs = memory::with_room(data().map(|c| c.len as usize).sum())?;
+                for c in data() {
                     self.checksums_of(c.block, c.len, &mut crcs)?;
                 }
-                Ok(Group { object: *object, changes: changes.clone(), crcs })
+                Ok(Group { object: *object, changes: memory::copied(changes)?, crcs })
             })
             .collect();
         let record = Record {
@@ -379,6 +381,7 @@ impl Engine {
         record.generation = log.generation;
         let mut buf = std::mem::take(&mut log.buf);
         buf.clear();
+        memory::room(&mut buf, record.encoded_bytes())?;
         let sum = record.encode(&self.store.uuid, &mut buf);
         let g = &self.space.geometry;
         let blocks = (buf.len() / BLOCK) as u64;

@@ -23,6 +23,8 @@ mod engine;
 mod hot;
 mod io;
 mod log;
+#[cfg(all(snapvol_shuttle, feature = "internals"))]
+pub(crate) mod models;
 mod object;
 mod outgoing;
 mod pins;
@@ -33,6 +35,8 @@ mod txn;
 
 pub use background::Stats;
 pub(crate) use catalogue::TABLE_TRASH;
+#[cfg(feature = "internals")]
+pub(crate) use catalogue::laws;
 pub(crate) use engine::{Config, Engine};
 pub(crate) use object::Object;
 pub(crate) use txn::Txn;

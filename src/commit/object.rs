@@ -1,12 +1,12 @@
 //! An extent map in use: the runtime side of a volume or snapshot.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::RwLock;
-
 use super::hot;
+use crate::error::Result;
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind};
+use crate::memory;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{MAX_RUN_BLOCKS, ObjectId};
 
 impl std::fmt::Debug for Object {
@@ -59,6 +59,12 @@ impl Object {
 }
 
 impl ObjectMap {
+    /// Room for one more change, before the map is changed.
+    #[inline]
+    pub(crate) fn room(&mut self) -> Result<()> {
+        memory::room(&mut self.pending, 1)
+    }
+
     /// Notes a change for the next record, joined to the one before where it continues it.
     pub(crate) fn note(&mut self, next: Change, in_chunk: u64) {
         if let Some(last) = self.pending.last_mut() {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::engine::{Engine, io};
 use crate::alloc::Sink;
 use crate::error::Result;
+use crate::memory;
 use crate::units::{BLOCK, BlockAddr};
 
 /// Consecutive metadata blocks that leave in one write: 1 MiB.
@@ -36,7 +37,7 @@ impl<'a> Outgoing<'a> {
     fn write(&mut self) -> Result<()> {
         let mut batch = std::mem::take(&mut self.waiting);
         batch.sort_unstable_by_key(|(addr, _)| *addr);
-        let mut run: Vec<u8> = Vec::with_capacity(WRITE_BLOCKS.min(batch.len()) * BLOCK);
+        let mut run: Vec<u8> = memory::with_room(WRITE_BLOCKS.min(batch.len()) * BLOCK)?;
         for together in batch.chunk_by(|(a, _), (b, _)| *a + 1 == *b) {
             for piece in together.chunks(WRITE_BLOCKS) {
                 run.clear();

@@ -1,9 +1,10 @@
 //! Readers in flight: who may still look at blocks that a checkpoint gives back.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{spin_loop, thread_number, yield_now};
 
-const SHARDS: usize = 16;
+/// Few under a model, where each costs steps.
+const SHARDS: usize = if cfg!(snapvol_shuttle) { 2 } else { 16 };
 
 #[derive(Default)]
 #[repr(align(128))]
@@ -35,7 +36,7 @@ pub(super) struct Tally([Line; SHARDS]);
 
 #[derive(Default)]
 #[repr(align(128))]
-struct Line(AtomicU64);
+struct Line(std::sync::atomic::AtomicU64);
 
 impl Tally {
     pub(super) fn add(&self, n: u64) {
@@ -48,14 +49,7 @@ impl Tally {
 
 /// A small number of this thread's own, for whatever is kept per thread.
 pub(super) fn thread_shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static MINE: Cell<usize> = const { Cell::new(usize::MAX) });
-    MINE.with(|mine| {
-        if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-        }
-        mine.get()
-    })
+    thread_number() % SHARDS
 }
 
 impl Pins {
@@ -80,7 +74,7 @@ impl Pins {
             let mut spins = 0u32;
             while shard.inside[(old & 1) as usize].load(Ordering::SeqCst) != 0 {
                 spins += 1;
-                if spins < 64 { std::hint::spin_loop() } else { std::thread::yield_now() }
+                if spins < 64 { spin_loop() } else { yield_now() }
             }
         }
     }

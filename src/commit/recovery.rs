@@ -16,6 +16,7 @@ use crate::format::block_crc;
 use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind, Record, RecordHead, Step};
 use crate::format::superblock::{FAR_SLOTS, NEAR_SLOTS, STATE_CLEAN, SlotFault, Superblock};
+use crate::memory;
 use crate::node::{Cx, Held, Miss};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
@@ -59,7 +60,10 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
         // Whoever wrote that copy has moved on; older copies beside it say nothing about today.
         return Err(Error::Unsupported(why));
     }
-    let Some((_, newest)) = found.iter().max_by_key(|(_, sb)| sb.generation).cloned() else {
+    // A copy that strayed here from another pool is sound in itself: the pool is the one that most copies name.
+    let copies_of = |uuid: &[u8; 16]| found.iter().filter(|(_, sb)| sb.uuid == *uuid).count();
+    let Some((_, newest)) = found.iter().max_by_key(|(_, sb)| (copies_of(&sb.uuid), sb.generation)).cloned()
+    else {
         return Err(match (failed, first_fault) {
             (Some(e), _) => e,
             (None, Some(c)) => c.into(),
@@ -69,7 +73,7 @@ fn read_slots(device: &dyn Device) -> Result<Slots> {
         });
     };
     let whole = newest.slots().iter().all(|at| found.iter().any(|(o, sb)| o == at && *sb == newest));
-    let both = found.iter().any(|(_, sb)| sb.generation + 1 == newest.generation);
+    let both = found.iter().any(|(_, sb)| sb.uuid == newest.uuid && sb.generation + 1 == newest.generation);
     Ok(Slots { newest, whole, both })
 }
 
@@ -101,7 +105,7 @@ impl Engine {
         let chunk_bytes = sb.geometry.blocks_per_chunk * BLOCK_BYTES;
         let room = |bytes: u64| bytes.saturating_sub(sb.geometry.bytes_for(0)) / chunk_bytes;
         let chunks = room(len).min(room(sb.limit_bytes)).max(sb.chunks);
-        let engine = Self::assemble(device, config, sb.clone(), chunks, read_only);
+        let engine = Self::assemble(device, config, sb.clone(), chunks, read_only)?;
         if clean {
             if !slots.both {
                 // The other generation is gone from both its slots. If it was the newer one, the log says so.
@@ -193,7 +197,7 @@ impl Engine {
 
     fn read_ring(&self, at: u64, blocks: u64) -> Result<Vec<u8>> {
         let g = &self.space.geometry;
-        let mut out = vec![0; blocks as usize * BLOCK];
+        let mut out = memory::filled(0, blocks as usize * BLOCK)?;
         let head = blocks.min(g.log_blocks - at);
         let (first, second) = out.split_at_mut(head as usize * BLOCK);
         for (bytes, block) in [(first, g.log_start_block + at), (second, g.log_start_block)] {
@@ -223,7 +227,12 @@ impl Engine {
         let copy = self.read_ring(at, head.blocks)?;
         let place = self.space.geometry.log_start_block + at;
         let decoded = Record::decode(&copy, &self.store.uuid, place);
-        Ok(decoded.ok().map(|(record, sum)| (record, sum, head.blocks)))
+        match decoded {
+            Ok((record, sum)) => Ok(Some((record, sum, head.blocks))),
+            Err(Error::Corrupt(_)) => Ok(None),
+            // Nothing is known about it then: it must not pass for one that is not there.
+            Err(e) => Err(e),
+        }
     }
 
     /// The record that continues the chain at its end: the first copy, or the second one wherever behind a
@@ -334,7 +343,7 @@ impl Engine {
         while at < g.log_blocks {
             let blocks = SCAN_BLOCKS.min(g.log_blocks - at);
             let offset = (g.log_start_block + at) * BLOCK_BYTES;
-            let mut bytes = vec![0; blocks as usize * BLOCK];
+            let mut bytes = memory::filled(0, blocks as usize * BLOCK)?;
             if self.device.read_at(&mut bytes, offset).is_err() {
                 // A bad sector in unused log must not stop the pool; block by block what can be read is.
                 for (i, block) in bytes.chunks_exact_mut(BLOCK).enumerate() {
@@ -349,9 +358,13 @@ impl Engine {
                     continue;
                 }
                 let fits = |h: &RecordHead| h.blocks <= g.log_blocks / 2;
-                if let Ok(Some((record, ..))) = self.record_at(at + i as u64, &mut budget, fits) {
-                    claims.durable = claims.durable.max(Some(record.durable));
-                    claims.generation = claims.generation.max(Some(record.generation));
+                match self.record_at(at + i as u64, &mut budget, fits) {
+                    Ok(Some((record, ..))) => {
+                        claims.durable = claims.durable.max(Some(record.durable));
+                        claims.generation = claims.generation.max(Some(record.generation));
+                    }
+                    Err(e @ Error::OutOfMemory { .. }) => return Err(e),
+                    Ok(None) | Err(_) => {}
                 }
             }
             at += blocks;
@@ -425,7 +438,7 @@ impl Engine {
                     )
                     .into());
                 }
-                self.buffers.adopt(addr, index, bytes, page);
+                self.buffers.adopt(addr, index, bytes, page)?;
             }
         }
         for (block, len) in &tail.named {

@@ -10,7 +10,7 @@ use super::log::{Halt, step_bytes};
 use super::reclaim::TrashState;
 use crate::error::{Error, Limited, Result};
 use crate::extent::Map;
-use crate::format::record::Step;
+use crate::format::record::{MAX_STEPS, Step};
 use crate::trace::event;
 use crate::units::ObjectId;
 
@@ -134,6 +134,9 @@ impl Engine {
         let limit = self.steps_limit();
         if bytes > limit {
             return Err(Error::LimitExceeded { what: Limited::TransactionBytes, limit });
+        }
+        if steps.len() > MAX_STEPS {
+            return Err(Error::LimitExceeded { what: Limited::TransactionSteps, limit: MAX_STEPS as u64 });
         }
         if steps.is_empty() {
             return Ok(value);

@@ -1,12 +1,12 @@
 //! Page-aligned buffers that many threads fill and read, slot by slot.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ptr::NonNull;
 use std::slice;
 
-use parking_lot::RawRwLock;
-use parking_lot::lock_api::RawRwLock as _;
+use crate::error::{Error, Result};
+use crate::sync::{RawLock as _, RawRwLock, raw_lock};
 
 /// Bytes in one slot, and the alignment of the buffer.
 const SLOT: usize = 4096;
@@ -33,11 +33,11 @@ unsafe impl Send for SlotBuffer {}
 unsafe impl Sync for SlotBuffer {}
 
 impl SlotBuffer {
-    /// A zeroed buffer of `slots` slots.
+    /// A zeroed buffer of `slots` slots, unless the process cannot have so much memory.
     ///
     /// # Panics
     /// When `slots` is zero or the size in bytes passes `isize::MAX`: both are mistakes of the caller.
-    pub(crate) fn new(slots: usize) -> Self {
+    pub(crate) fn new(slots: usize) -> Result<Self> {
         assert!(slots > 0, "a slot buffer has at least one slot");
         let Some(layout) = slots.checked_mul(SLOT).and_then(|size| Layout::from_size_align(size, SLOT).ok())
         else {
@@ -45,8 +45,10 @@ impl SlotBuffer {
         };
         // SAFETY: the layout's size is not zero, because `slots` is not.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(bytes) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Self { bytes, layout, locks: (0..slots).map(|_| RawRwLock::INIT).collect() }
+        let Some(bytes) = NonNull::new(raw) else {
+            return Err(Error::OutOfMemory { bytes: layout.size() as u64 });
+        };
+        Ok(Self { bytes, layout, locks: (0..slots).map(|_| raw_lock()).collect() })
     }
 
     /// Number of slots.
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn new_buffer_is_aligned_and_zero() {
-        let buffer = SlotBuffer::new(3);
+        let buffer = SlotBuffer::new(3).unwrap();
         assert_eq!(buffer.slots(), 3);
         buffer.with_range(0, 3, |bytes| {
             assert_eq!(bytes.len(), 3 * SLOT);
@@ -166,7 +168,7 @@ mod tests {
 
     #[test]
     fn range_is_the_slots_in_order() {
-        let buffer = SlotBuffer::new(4);
+        let buffer = SlotBuffer::new(4).unwrap();
         for slot in 0..4 {
             buffer.fill(slot, |bytes| bytes.fill(slot as u8 + 1));
         }
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn readers_never_see_a_mixture_of_two_fills() {
-        let buffer = SlotBuffer::new(2);
+        let buffer = SlotBuffer::new(2).unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -205,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_panicking_closure_gives_its_locks_back() {
-        let buffer = SlotBuffer::new(2);
+        let buffer = SlotBuffer::new(2).unwrap();
         let fill = catch_unwind(AssertUnwindSafe(|| buffer.fill(0, |_| panic!("planned"))));
         let read = catch_unwind(AssertUnwindSafe(|| buffer.with_range(0, 2, |_| panic!("planned"))));
         assert!(fill.is_err() && read.is_err());
@@ -216,6 +218,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "out of range")]
     fn range_past_the_end_is_refused() {
-        SlotBuffer::new(2).with_range(1, 2, |_| ());
+        SlotBuffer::new(2).unwrap().with_range(1, 2, |_| ());
     }
 }

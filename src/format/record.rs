@@ -3,7 +3,8 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Reader;
-use crate::error::Corruption;
+use crate::error::Result;
+use crate::memory;
 use crate::units::{BLOCK, MAX_BLOCK_ADDR, MAX_RUN_BLOCKS, ObjectId};
 
 const MAGIC: [u8; 8] = *b"SNAPLOG\x01";
@@ -111,6 +112,9 @@ pub(crate) struct Record {
 }
 
 const HEADER: usize = 128;
+/// Most steps in one record. One of a single byte takes more than fifty in memory: without a bound a record could ask
+/// for many times the memory that its pool is long.
+pub(crate) const MAX_STEPS: usize = 1 << 18;
 const SUM_AT: usize = 120;
 
 /// What stands in front of a record's body, enough to find its end.
@@ -125,6 +129,22 @@ impl Record {
     /// Bytes that one change takes, CRCs included.
     pub(crate) fn change_bytes(change: &Change) -> usize {
         24 + if change.kind == ChangeKind::Data { 4 * change.len as usize } else { 0 }
+    }
+
+    /// Bytes of both copies.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        let group = |g: &Group| 24 + g.changes.len() * 24 + g.crcs.len() * 4;
+        let step = |s: &Step| match s {
+            Step::Put(key, value) => 7 + key.len() + value.len(),
+            Step::Delete(key) => 3 + key.len(),
+            Step::CopyMap(..) => 33,
+            Step::NextEpoch => 1,
+            Step::ClearMap(_) => 17,
+        };
+        let body = self.groups.iter().map(group).sum::<usize>()
+            + self.steps.iter().map(step).sum::<usize>()
+            + self.inline.len() * (8 + BLOCK);
+        2 * (HEADER + body).next_multiple_of(BLOCK)
     }
 
     /// Appends both copies to `out`, which holds whole blocks, and returns the record's checksum.
@@ -208,17 +228,18 @@ impl Record {
         Some(RecordHead { blocks, epoch, sequence })
     }
 
-    /// Decodes one copy (exactly its padded bytes). Returns the record and its checksum.
-    pub(crate) fn decode(copy: &[u8], uuid: &[u8; 16], at_block: u64) -> Result<(Self, u64), Corruption> {
+    /// Decodes one copy (exactly its padded bytes). Returns the record and its checksum; `Corrupt`, or `OutOfMemory`,
+    /// which says nothing about the record.
+    pub(crate) fn decode(copy: &[u8], uuid: &[u8; 16], at_block: u64) -> Result<(Self, u64)> {
         let mut r = Reader::new(copy, "log record", at_block);
         let magic = r.array::<8>()?;
         if magic != MAGIC || r.array::<16>()? != *uuid {
-            return Err(r.bad("identity", "a record of this pool", "something else"));
+            return Err(r.bad("identity", "a record of this pool", "something else").into());
         }
         let sum = {
             let mut hasher = xxhash_rust::xxh3::Xxh3::new();
             if copy.len() < HEADER {
-                return Err(r.bad("length", HEADER, copy.len()));
+                return Err(r.bad("length", HEADER, copy.len()).into());
             }
             hasher.update(&copy[..SUM_AT]);
             hasher.update(&[0; 8]);
@@ -227,7 +248,7 @@ impl Record {
         };
         let stored = Reader::new(&copy[SUM_AT..], "log record", at_block).u64()?;
         if sum != stored {
-            return Err(r.bad("checksum", format!("{sum:#x}"), format!("{stored:#x}")));
+            return Err(r.bad("checksum", format!("{sum:#x}"), format!("{stored:#x}")).into());
         }
         let mut this = Self {
             epoch: r.u64()?,
@@ -244,16 +265,19 @@ impl Record {
         r.zeroes(SUM_AT - 88)?;
         r.take(8)?;
         if body > r.rest() || this.flags & !KNOWN_FLAGS != 0 {
-            return Err(r.bad("body length or flags", format!("at most {}", r.rest()), body));
+            return Err(r.bad("body length or flags", format!("at most {}", r.rest()), body).into());
+        }
+        if steps as usize > MAX_STEPS {
+            return Err(r.bad("steps", format!("at most {MAX_STEPS}"), steps).into());
         }
         for _ in 0..groups {
             let object = ObjectId(r.array()?);
             let (changes, crcs) = (r.u32()? as usize, r.u32()? as usize);
             if changes.saturating_mul(24).saturating_add(crcs.saturating_mul(4)) > r.rest() {
-                return Err(r.bad("changes", format!("within {} bytes", r.rest()), changes));
+                return Err(r.bad("changes", format!("within {} bytes", r.rest()), changes).into());
             }
             let mut g =
-                Group { object, changes: Vec::with_capacity(changes), crcs: Vec::with_capacity(crcs) };
+                Group { object, changes: memory::with_room(changes)?, crcs: memory::with_room(crcs)? };
             let mut named = 0;
             for _ in 0..changes {
                 let (lba, block, kind, pad, len) = (r.u64()?, r.u48()?, r.u8()?, r.u8()?, r.u64()?);
@@ -261,7 +285,7 @@ impl Record {
                     0 => ChangeKind::Hole,
                     1 => ChangeKind::Data,
                     2 => ChangeKind::Zero,
-                    other => return Err(r.bad("change kind", "0, 1 or 2", other)),
+                    other => return Err(r.bad("change kind", "0, 1 or 2", other).into()),
                 };
                 let fits = lba <= MAX_BLOCK_ADDR && len <= MAX_BLOCK_ADDR + 1 - lba;
                 let lawful = match kind {
@@ -269,7 +293,9 @@ impl Record {
                     _ => block == 0,
                 };
                 if pad != 0 || len == 0 || !fits || !lawful {
-                    return Err(r.bad("change", "a range within 48 bits", format!("{lba}+{len} -> {block}")));
+                    return Err(r
+                        .bad("change", "a range within 48 bits", format!("{lba}+{len} -> {block}"))
+                        .into());
                 }
                 if kind == ChangeKind::Data {
                     named += len as usize;
@@ -277,7 +303,7 @@ impl Record {
                 g.changes.push(Change { lba, block, len, kind });
             }
             if named != crcs {
-                return Err(r.bad("block checksums", named, crcs));
+                return Err(r.bad("block checksums", named, crcs).into());
             }
             for _ in 0..crcs {
                 g.crcs.push(r.u32()?);
@@ -297,14 +323,14 @@ impl Record {
                 3 => Step::CopyMap(ObjectId(r.array()?), ObjectId(r.array()?)),
                 4 => Step::NextEpoch,
                 5 => Step::ClearMap(ObjectId(r.array()?)),
-                other => return Err(r.bad("step tag", "1 to 5", other)),
+                other => return Err(r.bad("step tag", "1 to 5", other).into()),
             });
         }
         for _ in 0..inline {
             this.inline.push((r.u64()?, r.take(BLOCK)?.to_vec()));
         }
         if this.inline.is_empty() != (this.flags & FLAG_INLINE == 0) {
-            return Err(r.bad("inline blocks", "as the flag says", this.inline.len()));
+            return Err(r.bad("inline blocks", "as the flag says", this.inline.len()).into());
         }
         r.finish()?;
         Ok((this, sum))
@@ -347,10 +373,21 @@ mod tests {
     fn both_copies_decode_to_what_was_encoded() {
         let mut out = Vec::new();
         let sum = sample().encode(&[6; 16], &mut out);
+        assert_eq!(out.len(), sample().encoded_bytes());
         let half = out.len() / 2;
         assert_eq!(Record::peek(&out, &[6; 16]).unwrap().blocks as usize * BLOCK, half);
         for copy in [&out[..half], &out[half..]] {
             assert_eq!(Record::decode(copy, &[6; 16], 0).unwrap(), (sample(), sum));
+        }
+    }
+
+    #[test]
+    fn more_steps_than_memory_is_meant_for_are_refused() {
+        for (steps, fits) in [(MAX_STEPS, true), (MAX_STEPS + 1, false)] {
+            let record = Record { steps: vec![Step::NextEpoch; steps], ..Record::default() };
+            let mut out = Vec::new();
+            record.encode(&[6; 16], &mut out);
+            assert_eq!(Record::decode(&out[..out.len() / 2], &[6; 16], 0).is_ok(), fits, "{steps} steps");
         }
     }
 

@@ -58,6 +58,9 @@ mod volumes;
 mod zones;
 
 pub use backups::{Backup, BackupQuery, BackupStatus};
+#[cfg(feature = "internals")]
+pub(crate) use records::law as records_law;
+
 pub use batch::Batch;
 pub use deletion::{DeletePlan, Deletion, DeletionProgress, Freed};
 pub use diff::{Change, Diff, Point};

@@ -331,6 +331,17 @@ impl Head {
     }
 }
 
+/// For any bytes: what is accepted encodes to them again.
+#[cfg(feature = "internals")]
+pub(crate) fn law(bytes: &[u8]) {
+    if let Ok(volume) = VolumeRecord::decode(bytes) {
+        assert!(volume.encode() == bytes, "a volume record has changed");
+    }
+    if let Ok(snapshot) = SnapshotRecord::decode(bytes) {
+        assert!(snapshot.encode() == bytes, "a snapshot record has changed");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

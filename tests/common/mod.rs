@@ -5,6 +5,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub(crate) mod crash;
+pub(crate) mod damage;
 pub(crate) mod model;
 pub(crate) mod observe;
 pub(crate) mod ops;
@@ -53,6 +54,8 @@ pub(crate) struct Shape {
     pub(crate) limit_bytes: u64,
     pub(crate) cache_bytes: u64,
     pub(crate) host_discard: bool,
+    /// Where the ids that a pool gives to itself begin.
+    pub(crate) first_id: u64,
 }
 
 impl Shape {
@@ -63,6 +66,7 @@ impl Shape {
         limit_bytes: 4 << 20,
         cache_bytes: 4 << 20,
         host_discard: false,
+        first_id: 7,
     };
 
     pub(crate) fn limit(self, limit_bytes: u64) -> Self {
@@ -77,6 +81,10 @@ impl Shape {
         Self { host_discard: true, ..self }
     }
 
+    pub(crate) fn ids(self, first_id: u64) -> Self {
+        Self { first_id, ..self }
+    }
+
     pub(crate) fn create(&self) -> CreateOptions {
         CreateOptions::new()
             .blocks_per_chunk(self.blocks_per_chunk)
@@ -86,7 +94,7 @@ impl Shape {
             .cache_bytes(self.cache_bytes)
             .host_discard(self.host_discard)
             .background(Background::Manual)
-            .id_source(Arc::new(SequentialIds::new(7)))
+            .id_source(Arc::new(SequentialIds::new(self.first_id)))
             .clock(Arc::new(StepClock::new(1_700_000_000_000_000, 1)))
     }
 

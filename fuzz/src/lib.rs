@@ -1,0 +1,14 @@
+//! What the targets share: the bodies, which live with the test that runs them without a fuzzer.
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+#[path = "../../tests/fuzz/bodies/mod.rs"]
+#[allow(dead_code)]
+mod bodies;
+
+/// Runs the body of a target.
+pub fn run(target: &str, bytes: &[u8]) {
+    let body = bodies::TARGETS.iter().find(|(name, _)| *name == target);
+    body.expect("the target has a body").1(bytes);
+}
