@@ -197,6 +197,8 @@ fn whatever_fails_is_one_line_and_status_1() {
     let other = folder.path("s2");
     let serving = Serving::start(&["--pool", &pool, "--socket", &other]);
     assert!(failure(create(&pool, "w", "4096")).contains("open elsewhere"));
-    assert!(failure(run(&["serve", "--pool", &pool, "--socket", &folder.path("s3")])).contains("open elsewhere"));
+    assert!(
+        failure(run(&["serve", "--pool", &pool, "--socket", &folder.path("s3")])).contains("open elsewhere")
+    );
     assert!(serving.end("TERM").status.success());
 }

@@ -14,7 +14,7 @@ use snapvol::{CreateOptions, Pool, SnapshotSpec, VolumeSpec};
 
 /// A server over a small pool in memory, whose volume `v` has a snapshot `s`.
 pub(crate) fn server() -> Server {
-    let pool = Pool::create_in_memory(CreateOptions::new().limit_bytes(32 << 20)).unwrap();
+    let pool = Pool::create_in_memory(CreateOptions::new().limit_bytes(64 << 20)).unwrap();
     let id = pool.create_volume(VolumeSpec::blank(1 << 20).name("v")).unwrap().id;
     pool.create_snapshot(id, SnapshotSpec::new().name("s")).unwrap();
     Server::builder(&pool).stall_limit(Duration::from_secs(5)).serve().unwrap()
