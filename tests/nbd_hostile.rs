@@ -73,7 +73,7 @@ fn sound_session(rng: &mut Rng) -> Vec<u8> {
             2 | 3 => (1, rng.below(2), len % 9000),
             4 => (3, 0, 0),
             5 => (4, rng.below(2), len),
-            6 => (6, rng.below(2) | 2 * rng.below(2) | 16 * rng.below(2), len),
+            6 => (6, rng.below(4) | (16 * rng.below(2)), len),
             _ => (7, 8 * rng.below(2), len),
         };
         said.extend(request(flags as u16, command, cookie, if command == 3 { 0 } else { offset }, len));

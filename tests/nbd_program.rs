@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use client::Client;
+use client::{Client, FUA, TRIM, WRITE, ZEROES};
 use snapvol::{CheckOptions, OpenOptions, Pool, SnapshotSpec, VolumeQuery};
 
 /// The example, built as this test was.
@@ -141,18 +141,32 @@ fn it_listens_on_loopback_and_replaces_a_stale_socket() {
 }
 
 #[test]
-fn a_killed_server_leaves_what_was_flushed_and_a_socket_that_is_replaced() {
+fn a_killed_server_leaves_what_was_durable_and_a_socket_that_is_replaced() {
     let folder = Folder::new();
     let (pool, socket) = (folder.path("p"), folder.path("s"));
     assert!(create(&pool, "v", "1048576").status.success());
+    let mut expected = vec![0; 1 << 20];
+    // Each is the last thing before the end: what one connection wrote and another one's flush covers, and FUA.
+    for (i, (command, flags)) in
+        [(WRITE, 0), (WRITE, FUA), (ZEROES, FUA), (TRIM, FUA)].into_iter().enumerate()
+    {
+        let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
+        let mut clients = [0; 2].map(|_| Client::open(Path::new(&socket), "v"));
+        assert!(clients[0].read(0, 1 << 20) == expected, "round {i}");
+        let at = (i + 1) * 65_536;
+        clients[0].write(at as u64, &[7; 8192]);
+        clients[1].flush();
+        let payload = if command == WRITE { &[9; 8192][..] } else { &[] };
+        assert_eq!(clients[0].call(flags, command, at as u64, 8192, payload).error, 0);
+        if flags == 0 {
+            clients[1].flush();
+        }
+        assert!(!serving.end("KILL").status.success());
+        assert!(Path::new(&socket).exists(), "stale from now on");
+        expected[at..at + 8192].fill(if command == WRITE { 9 } else { 0 });
+    }
     let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
-    let mut client = Client::open(Path::new(&socket), "v");
-    client.write(4096, b"flushed");
-    client.flush();
-    assert!(!serving.end("KILL").status.success());
-    assert!(Path::new(&socket).exists());
-    let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
-    assert_eq!(Client::open(Path::new(&socket), "v").read(4096, 7), b"flushed");
+    assert!(Client::open(Path::new(&socket), "v").read(0, 1 << 20) == expected);
     assert!(serving.end("TERM").status.success());
 }
 

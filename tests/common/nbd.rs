@@ -85,6 +85,9 @@ pub(crate) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u
     .concat()
 }
 
+/// Type and payload of a reply to an option.
+pub(crate) type OptionReply = (u32, Vec<u8>);
+
 /// One message of a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Message {
@@ -177,12 +180,12 @@ impl Client {
     }
 
     /// Sends an option and takes all replies: type and payload of each, the final one last.
-    pub(crate) fn option(&mut self, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    pub(crate) fn option(&mut self, number: u32, data: &[u8]) -> Vec<OptionReply> {
         self.send(&option(number, data));
         self.option_replies(number)
     }
 
-    pub(crate) fn option_replies(&mut self, number: u32) -> Vec<(u32, Vec<u8>)> {
+    pub(crate) fn option_replies(&mut self, number: u32) -> Vec<OptionReply> {
         let mut replies = Vec::new();
         loop {
             let head = self.bytes(20);
@@ -207,7 +210,7 @@ impl Client {
         self.structured = true;
     }
 
-    pub(crate) fn go(&mut self, name: &str) -> Result<Vec<(u32, Vec<u8>)>, (u32, String)> {
+    pub(crate) fn go(&mut self, name: &str) -> Result<Vec<OptionReply>, (u32, String)> {
         let replies = self.option(7, &info_data(name, &[]));
         let (kind, why) = replies.last().unwrap().clone();
         if kind != ACK {
