@@ -5,6 +5,13 @@
 
 #[path = "common/nbd.rs"]
 mod client;
+#[path = "common/nbd_generate.rs"]
+mod nbd_generate;
+#[path = "common/nbd_session.rs"]
+mod nbd_session;
+#[allow(dead_code)]
+#[path = "common/rng.rs"]
+mod rng;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -165,7 +172,8 @@ fn every_object_is_listed_once_under_a_name_that_finds_it() {
         assert_eq!((found.id(), found.size_bytes, found.read_only), (export.id(), 4096, export.read_only));
         assert_eq!(export.read_only, matches!(export.point, Point::Snapshot(_)));
     }
-    (ids.sort(), all.sort());
+    ids.sort();
+    all.sort();
     assert_eq!(ids, all);
     let names: Vec<&str> = listed.iter().map(|e| e.name.as_str()).collect();
     assert!(names.contains(&"v0@s1") && !names.contains(&"v0"), "v0 is the name of two volumes");
@@ -248,7 +256,8 @@ fn options_are_answered_as_the_protocol_says() {
     assert_eq!((be32(&sizes), be32(&sizes[4..]), be32(&sizes[8..])), (1, 4096, 32 << 20));
     assert_eq!(info.len(), 5);
     let mut go = client.option(7, &wishes);
-    (info.sort(), go.sort());
+    info.sort();
+    go.sort();
     assert_eq!(info, go);
     assert_eq!(client.read(0, 1), [0]);
     client.disconnect();
@@ -727,9 +736,9 @@ fn sixty_four_connections_share_one_attachment_that_ends_with_the_last() {
             });
         }
     });
-    for i in 0..64 {
+    for (i, client) in (0_u64..).zip(&mut clients) {
         let other = (i + 31) % 64;
-        assert!(clients[i].read(other as u64 * 65_536, 65_536) == pattern(other as u64 * 100 + 7, 65_536));
+        assert!(client.read(other * 65_536, 65_536) == pattern(other * 100 + 7, 65_536));
     }
     let last = clients.pop().unwrap();
     clients.into_iter().for_each(Client::disconnect);
@@ -1111,4 +1120,13 @@ fn a_pool_that_is_open_for_reading_is_exported_for_reading() {
     client.flush();
     drop(client);
     rig.end();
+}
+
+/// What the fuzzer runs, on the sessions that it may start from and on damaged ones.
+#[test]
+fn the_fuzz_body_takes_sound_and_damaged_sessions() {
+    for seed in 0..300 {
+        nbd_session::session(&nbd_generate::sound_session(&mut rng::Rng::new(seed)));
+        nbd_session::session(&nbd_generate::mutated_session(&mut rng::Rng::new(seed)));
+    }
 }
