@@ -13,7 +13,9 @@ use std::vec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{Error, Point, Pool, Result, Snapshot, SnapshotId, SnapshotQuery, Volume, VolumeId, VolumeQuery};
+use crate::{
+    Error, Point, Pool, Result, Snapshot, SnapshotId, SnapshotQuery, Violation, Volume, VolumeId, VolumeQuery,
+};
 
 use super::wire;
 
@@ -32,7 +34,8 @@ pub struct Export {
     pub description: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Whether it cannot be written: a snapshot, or anything in a pool that was opened read-only.
+    /// Whether it cannot be written: a snapshot, a volume that only lends itself for reading, or anything in a pool
+    /// that was opened read-only.
     pub read_only: bool,
 }
 
@@ -49,7 +52,7 @@ impl Export {
             point: Point::Volume(volume.id),
             description: own.map_or_else(|| format!("volume {}", volume.id), Clone::clone),
             size_bytes: volume.size_bytes,
-            read_only: pool.is_read_only(),
+            read_only: pool.is_read_only() || volume.read_only,
         }
     }
 
@@ -100,10 +103,11 @@ pub fn find_export(pool: &Pool, name: &str) -> Result<Export> {
     let several = fits.len() > 1;
     match fits.pop() {
         Some(_) if several && name.is_empty() => {
-            Err(Error::invalid("name", "the pool has more than one volume: say which"))
+            Err(Error::invalid("name", Violation::Ambiguous, "the pool has more than one volume: say which"))
         }
         Some(_) if several => Err(Error::invalid(
             "name",
+            Violation::Ambiguous,
             format!("more than one volume or snapshot is called {name:?}: use an id"),
         )),
         Some(export) => Ok(export),
