@@ -723,7 +723,7 @@ fn sixty_four_connections_share_one_attachment_that_ends_with_the_last() {
     let rig = Rig::new();
     let id = rig.volume("v", 4 * MIB);
     let mut clients: Vec<Client> = (0..64).map(|_| rig.open("v")).collect();
-    assert_eq!(rig.pool.volume(id).unwrap().attachments, 1);
+    assert_eq!(rig.pool.volume(id).unwrap().attachments.len(), 1);
     assert_eq!(rig.server.as_ref().unwrap().connections(), 64);
     // All of them at once, and each sees what the others were acknowledged.
     thread::scope(|scope| {
