@@ -172,6 +172,8 @@ pub enum Violation {
     NothingToChange,
     /// An id that no object can have.
     Id,
+    /// A name that more than one object has.
+    Ambiguous,
     /// A project id that cannot be one, or that is not the caller's.
     Project,
     /// A text is too long.

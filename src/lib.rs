@@ -44,7 +44,7 @@
 //!
 //! # Features
 //!
-//! Features only add. `sim` makes the fault-injecting simulated device (`device::sim`) public; `tracing` reports
+//! Features only add. `nbd` serves a pool to NBD clients (`nbd`); `sim` makes the fault-injecting simulated device (`device::sim`) public; `tracing` reports
 //! what happens inside.
 
 /// The README's program compiles.
@@ -65,6 +65,8 @@ pub mod guide;
 #[doc(hidden)]
 pub mod internals;
 mod memory;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 mod node;
 mod pool;
 mod sources;

@@ -152,7 +152,7 @@ impl Fill<'_> {
             // What cannot be read is not the same, whatever it is.
             let read = self.disk.read_at(range, start);
             if read.is_ok()
-                && piece::encode(&old.range, &mut old.encoded) == reference.stored.into()
+                && piece::encode(&old.range, &mut old.encoded) == u32::from(reference.stored)
                 && Digest::of(&old.encoded) == reference.digest
             {
                 return Ok(());

@@ -26,7 +26,7 @@ use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
 const BUDGET: usize = 1 << 18;
 /// How many times as many it walks while no writer waits for it. Each checkpoint writes the pages of every chunk
 /// that it touched: walking on is cheaper than coming back.
-const TIMES: usize = 16;
+const TIMES: usize = if cfg!(test) { 1 } else { 16 };
 /// Data chunks that one pass of a plan counts: 64 GiB, some 20 MiB of memory.
 const PLAN_CHUNKS: usize = 16_384;
 /// Chunks whose counts one checkpoint may hold before reclaim leaves the rest to the next.
