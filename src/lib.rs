@@ -44,8 +44,8 @@
 //!
 //! # Features
 //!
-//! Features only add. `nbd` serves a pool to NBD clients (`nbd`); `sim` makes the fault-injecting simulated device (`device::sim`) public; `tracing` reports
-//! what happens inside.
+//! Features only add. `nbd` serves a pool to NBD clients ([`nbd`]); `sim` makes the fault-injecting simulated device
+//! (`device::sim`) public, with which you can crash-test your own program; `tracing` reports what happens inside.
 
 /// The README's program compiles.
 #[cfg(doctest)]

@@ -13,7 +13,7 @@ use common::model::Model;
 use common::ops::{Action, Kind, Limits, Op};
 use common::rng::Rng;
 use common::{Rig, Shape, assert_sound, observe, on_all_cores, rng};
-use snapvol::device::sim::{CallKind, Fate, Fault, SimDevice};
+use snapvol::device::sim::{CallKind, FailedSync, Fate, Fault, SimDevice};
 use snapvol::{Error, Pool};
 
 const LIMITS: Limits = Limits { volumes: 3, snapshots: 5, blocks: 16 };
@@ -196,7 +196,7 @@ fn run(script: &Script, index: usize, fault: Fault, lasts: Lasts, drops: bool, l
     let name = &script.name;
     let story = format!("{name}, call {index} ({kind:?}), {fault:?}, lasts: {lasts:?}, drops pages: {drops}");
     let sim = script.device();
-    sim.drop_on_failed_sync(drops);
+    sim.on_failed_sync(if drops { FailedSync::KeptClean } else { FailedSync::StaysDirty });
     if lasts == Lasts::ForThisKind {
         let nth = script.calls[..index].iter().filter(|&&call| call == kind).count();
         sim.fail_kind_at(kind, nth, fault, true);

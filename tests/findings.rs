@@ -1,7 +1,7 @@
 //! Bugs that a review found. Each test fails on the code as it was; its comment tells the story.
 #![cfg(feature = "sim")]
 
-use snapvol::device::sim::{CallKind, Fate, Fault, SimDevice};
+use snapvol::device::sim::{CallKind, FailedSync, Fate, Fault, SimDevice};
 use snapvol::device::{Device, MemoryDevice};
 use snapvol::*;
 use std::io;
@@ -66,7 +66,7 @@ impl Device for Hooked {
 #[test]
 fn failed_sync_while_the_pool_grows_latches_it() {
     let sim = SimDevice::new();
-    sim.drop_on_failed_sync(true);
+    sim.on_failed_sync(FailedSync::KeptClean);
     let pool = Pool::create_on(sim.clone(), small()).unwrap();
     let v = pool.create_volume(VolumeSpec::blank(8 << 20)).unwrap();
     let d = pool.attach(v.id, AttachOptions::default()).unwrap();

@@ -8,6 +8,7 @@ use common::ops::Action;
 use common::rng::Rng;
 use common::{Rig, Shape};
 use snapvol::device::MemoryDevice;
+use snapvol::device::sim::SimDevice;
 use snapvol::{
     AttachOptions, Background, CheckOptions, CreateOptions, Pool, SnapshotId, VolumeId, VolumeSpec,
 };
@@ -82,4 +83,21 @@ fn wide_overwrites_of_a_fragmented_map_lose_nothing() {
         }
         assert!(pool.check(CheckOptions::default(), &mut |_| {}).unwrap().is_clean(), "seed {seed}");
     }
+}
+
+/// A log epoch was the lower half of an id, which sequential ids only count up in: openings with other seeds began the
+/// same epoch, and a record of an abandoned history, left behind by a device that had lied about a sync, was adopted.
+#[test]
+fn openings_with_other_seeds_begin_other_log_epochs() {
+    let rig = Rig::create(SimDevice::new(), Shape::SMALL).unwrap();
+    let image = rig.medium.view();
+    let epochs = |seed| {
+        let sim = SimDevice::from_image(image.clone());
+        let _pool = Pool::open_on(sim.clone(), Shape::SMALL.open_with_ids(seed)).unwrap();
+        // The log epoch of a superblock stands at byte 112; two slots lie at the start of the pool.
+        let bytes = sim.view();
+        [112, 4096 + 112].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()))
+    };
+    assert_eq!(epochs(1), epochs(1));
+    assert!(epochs(1).iter().any(|epoch| !epochs(2).contains(epoch)), "{:x?}", epochs(1));
 }

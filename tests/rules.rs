@@ -605,7 +605,7 @@ fn after_a_crash_at_any_write_no_transient_status_persists() {
             if cut % 8 == 0 {
                 common::assert_sound(&pool);
             }
-            kill(device, pool);
+            kill(&device, pool);
         }
     }
     println!("{} cuts, seen: {seen:?}", trace.len() + 1);

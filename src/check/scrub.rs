@@ -23,7 +23,8 @@ pub(super) fn read(
     suspects: &mut Suspects,
     meter: &mut Meter<'_>,
 ) -> Result<u64> {
-    let mut buf = memory::filled(0, RUN_BLOCKS * BLOCK)?;
+    // As long as the longest run.
+    let mut buf: Vec<u8> = Vec::new();
     let mut sound = 0;
     for (number, entry, counts) in window.chunks() {
         let Some(entry) = entry.filter(|e| e.kind == ChunkKind::Data && e.checksums.is_some()) else {
@@ -36,6 +37,9 @@ pub(super) fn read(
         while at < counts.len() {
             let run = counts[at..].iter().take(RUN_BLOCKS).take_while(|n| **n > 0).count();
             if run > 0 {
+                if buf.len() < run * BLOCK {
+                    buf = memory::filled(0, run * BLOCK)?;
+                }
                 sound +=
                     verify(rest, start + at as u64, at, &crcs, &mut buf[..run * BLOCK], findings, suspects);
                 meter.step(run as u64);

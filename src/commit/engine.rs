@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::background::{Counters, Wake};
 use super::buffer::Buffers;
@@ -90,6 +91,11 @@ pub(super) fn io(op: &'static str, offset: u64, len: u64) -> impl FnOnce(std::io
     move |source| Error::Io { op, offset, len, source }
 }
 
+/// A log epoch that no earlier opening had. All of an id counts: sources may count up in one half of it.
+pub(super) fn fresh_epoch(config: &Config) -> u64 {
+    xxh3_64(config.ids.next_id().as_bytes())
+}
+
 impl Engine {
     /// Makes a pool on an empty device. Superblocks are written last: before that there is no pool.
     pub(crate) fn create(device: Arc<dyn Device>, config: Config) -> Result<Arc<Self>> {
@@ -146,7 +152,7 @@ impl Engine {
             geometry,
             chunks,
             limit_bytes: config.limit_bytes,
-            log_epoch: config.ids.next_id().as_u128() as u64,
+            log_epoch: fresh_epoch(&config),
             log_at: 0,
             log_sequence: 0,
             log_predecessor: 0,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::engine::{Config, Engine, io};
+use super::engine::{Config, Engine, fresh_epoch, io};
 use crate::device::Device;
 use crate::error::{Corruption, Error, Result};
 use crate::extent;
@@ -149,7 +149,7 @@ impl Engine {
         }
         {
             // Everything replayed goes into a checkpoint under a fresh epoch: the old log is history then.
-            engine.log.lock().epoch = engine.config.ids.next_id().as_u128() as u64;
+            engine.log.lock().epoch = fresh_epoch(&engine.config);
             let mut superblock = engine.checkpoint.lock();
             engine.checkpoint_with(&mut superblock, false, false)?;
             let mut log = engine.log.lock();
@@ -180,7 +180,7 @@ impl Engine {
 
     /// A clean pool is opened for writing: from here on the log counts, under a fresh epoch.
     fn begin_epoch(&self, sb: &Superblock) -> Result<()> {
-        let epoch = self.config.ids.next_id().as_u128() as u64;
+        let epoch = fresh_epoch(&self.config);
         let mut superblock = self.checkpoint.lock();
         *superblock = Superblock {
             state: sb.state & !STATE_CLEAN,

@@ -21,8 +21,12 @@ const SLOT: usize = 4096;
 ///
 /// The memory is zeroed by the operating system on first touch: an unused buffer costs address space.
 pub(crate) struct SlotBuffer {
-    bytes: NonNull<u8>,
+    /// What was allocated: a slot more than is used, so that the used part can begin where a page does.
+    /// Zeroed memory of a large alignment would be written over at once instead.
+    whole: NonNull<u8>,
     layout: Layout,
+    /// The first slot.
+    bytes: NonNull<u8>,
     locks: Box<[RawRwLock]>,
 }
 
@@ -39,16 +43,19 @@ impl SlotBuffer {
     /// When `slots` is zero or the size in bytes passes `isize::MAX`: both are mistakes of the caller.
     pub(crate) fn new(slots: usize) -> Result<Self> {
         assert!(slots > 0, "a slot buffer has at least one slot");
-        let Some(layout) = slots.checked_mul(SLOT).and_then(|size| Layout::from_size_align(size, SLOT).ok())
-        else {
+        let size = slots.checked_add(1).and_then(|slots| slots.checked_mul(SLOT));
+        let Some(layout) = size.and_then(|size| Layout::array::<u8>(size).ok()) else {
             panic!("a slot buffer of {slots} slots passes the address space");
         };
         // SAFETY: the layout's size is not zero, because `slots` is not.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(bytes) = NonNull::new(raw) else {
+        let Some(whole) = NonNull::new(raw) else {
             return Err(Error::OutOfMemory { bytes: layout.size() as u64 });
         };
-        Ok(Self { bytes, layout, locks: (0..slots).map(|_| raw_lock()).collect() })
+        let skew = whole.addr().get().next_multiple_of(SLOT) - whole.addr().get();
+        // SAFETY: `skew` is less than a slot, and the allocation has a slot to spare.
+        let bytes = unsafe { whole.add(skew) };
+        Ok(Self { whole, layout, bytes, locks: (0..slots).map(|_| raw_lock()).collect() })
     }
 
     /// Number of slots.
@@ -101,8 +108,8 @@ impl SlotBuffer {
 
 impl Drop for SlotBuffer {
     fn drop(&mut self) {
-        // SAFETY: `bytes` came from `alloc_zeroed` with this layout and is freed only here.
-        unsafe { dealloc(self.bytes.as_ptr(), self.layout) }
+        // SAFETY: `whole` came from `alloc_zeroed` with this layout and is freed only here.
+        unsafe { dealloc(self.whole.as_ptr(), self.layout) }
     }
 }
 

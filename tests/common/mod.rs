@@ -10,6 +10,7 @@ pub(crate) mod model;
 pub(crate) mod observe;
 pub(crate) mod ops;
 pub(crate) mod rng;
+pub(crate) mod syncs;
 pub(crate) mod target;
 
 use std::collections::BTreeMap;
@@ -353,6 +354,11 @@ impl<M: Medium> Rig<M> {
 pub(crate) fn assert_sound(pool: &Pool) {
     let report = pool.check(CheckOptions::default(), &mut |_| {}).unwrap();
     assert!(report.findings.is_empty(), "check: {:#?}", report.findings);
+    assert_scrubs(pool);
+}
+
+/// No finding of a scrub, which checks everything that a check does.
+pub(crate) fn assert_scrubs(pool: &Pool) {
     let report = pool.scrub(CheckOptions::default(), &mut |_| {}).unwrap();
     assert!(report.findings.is_empty(), "scrub: {:#?}", report.findings);
 }

@@ -91,6 +91,51 @@ pub(crate) fn digest_with(pool: &Pool, disks: &BTreeMap<VolumeId, Disk>) -> Resu
     Ok(digest.finish())
 }
 
+/// Whether everything of a damaged pool that can still be read is of this state: what is missing is a typed error.
+pub(crate) fn shows_nothing_else(pool: &Pool, model: &Model) -> bool {
+    let (volumes, snapshots) = (all_volumes(pool), all_snapshots(pool));
+    let damaged = |error: &Error| matches!(error, Error::Corrupt(_));
+    let volumes_fit = match &volumes {
+        Ok(found) => {
+            found.iter().map(|v| v.id).collect::<BTreeSet<_>>() == model.volumes.keys().copied().collect()
+        }
+        Err(error) => damaged(error),
+    };
+    let snapshots_fit = match &snapshots {
+        Ok(found) => {
+            found.iter().map(|s| s.id).collect::<BTreeSet<_>>() == model.snapshots.keys().copied().collect()
+        }
+        Err(error) => damaged(error),
+    };
+    let volume_fits = |v: &Volume| {
+        let disk = pool.attach(v.id, AttachOptions::default().read_only(true));
+        model.volumes.get(&v.id).is_some_and(|expected| {
+            disk.map_or_else(|e| damaged(&e), |disk| blocks_fit(&disk, &expected.map, &damaged))
+        })
+    };
+    let snapshot_fits = |s: &Snapshot| {
+        model.snapshots.get(&s.id).is_some_and(|expected| {
+            let disk = pool.attach_snapshot(s.id);
+            disk.map_or_else(|e| damaged(&e), |disk| blocks_fit(&disk, &expected.map, &damaged))
+        })
+    };
+    volumes_fit
+        && snapshots_fit
+        && volumes.unwrap_or_default().iter().all(volume_fits)
+        && snapshots.unwrap_or_default().iter().all(snapshot_fits)
+}
+
+fn blocks_fit(disk: &Disk, map: &Map, damaged: &dyn Fn(&Error) -> bool) -> bool {
+    let mut bytes = vec![0xee; BLOCK];
+    disk.size_bytes() == map.size_bytes()
+        && map.cells().iter().enumerate().all(|(index, cell)| {
+            match disk.read_at(&mut bytes, (index * BLOCK) as u64) {
+                Ok(()) => xxh3_64(&bytes) == cell.hash(),
+                Err(error) => damaged(&error),
+            }
+        })
+}
+
 /// The differences between a pool and a model in words, for the message of a failed test.
 pub(crate) fn differences(pool: &Pool, model: &Model) -> Vec<String> {
     let mut out = Vec::new();

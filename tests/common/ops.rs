@@ -329,6 +329,18 @@ impl Action {
         }
     }
 
+    /// As [`kind`](Self::kind), with writes of parts of blocks told apart.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Action::Write { offset, len, .. }
+                if !offset.is_multiple_of(BLOCK as u64) || !len.is_multiple_of(BLOCK) =>
+            {
+                "partialwrite"
+            }
+            _ => self.kind(),
+        }
+    }
+
     /// Whether everything up to and with this action is durable when it has returned without an error.
     pub(crate) fn is_durable(&self) -> bool {
         match self {

@@ -39,6 +39,24 @@ pub enum Fault {
     EioAfterEffect,
 }
 
+/// What the host does with data that waited for a sync when that sync fails.
+///
+/// Hosts differ, and programs have lost data by trusting one of these ways: Linux file systems mostly keep the pages
+/// and call them clean, so that a sync which is simply tried again succeeds and has written nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum FailedSync {
+    /// The data stays in the cache and waits for the next sync. The default.
+    #[default]
+    StaysDirty,
+    /// The data stays in the cache and counts as written: reads go on seeing it until the page is evicted, by
+    /// [`SimDevice::evict`](super::SimDevice::evict) or [`Device::drop_cache`](crate::device::Device::drop_cache).
+    /// Later syncs succeed without it.
+    KeptClean,
+    /// The data is thrown out of the cache: reads see at once what the medium holds. Later syncs succeed without it.
+    Dropped,
+}
+
 impl Fault {
     pub(super) fn error(self) -> io::Error {
         match self {

@@ -9,20 +9,17 @@
 //! - S2 An operation that was counted but failed has no effect, except as its [`Fault`] says.
 //! - S3 Equal calls give equal traces: there is no clock and no chance in it.
 //!
-//! ```text
-//! let sim = SimDevice::new();
-//! workload(sim.clone());
-//! let trace = sim.trace();
-//! let mut cursor = trace.cursor();
-//! loop {
-//!     for seed in 0..16 {
-//!         let survivor = cursor.device(|i| if seed >> (i % 4) & 1 == 1 { Fate::Kept } else { Fate::Lost });
-//!         reopen_and_check(survivor);
-//!     }
-//!     if cursor.step().is_none() { break }
-//! }
-//! ```
+//! A crash test of your own records a workload with [`History`], opens every medium that [`Recording::crash_states`]
+//! gives, and asks whether it shows one of the states that are [allowed](Recording::allowed): the example is at
+//! [`History`]. What a program does while it recovers is recorded too, so that a second loss of power during
+//! recovery is one more loop over the [trace](SimDevice::trace) of the medium that was opened. Anything that
+//! keeps its data on a [`Device`] can be tested so, not only a pool.
+//!
+//! Failing calls are planned with [`SimDevice::fail_at`] and [`SimDevice::fail_kind_at`], lost flushes with
+//! [`SimDevice::lying_sync`], and [`SimDevice::on_failed_sync`] chooses what a host makes of the data when a sync
+//! has failed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -33,11 +30,15 @@ use parking_lot::Mutex;
 use super::Device;
 
 mod fault;
+mod history;
 mod image;
+mod states;
 mod trace;
 
-pub use fault::{CallKind, Fault};
-pub use trace::{Cursor, Fate, Op, SECTOR_BYTES, Trace};
+pub use fault::{CallKind, FailedSync, Fault};
+pub use history::{History, Recording, Step};
+pub use states::{CrashPoint, CrashState, CrashStates, Depth};
+pub use trace::{Cursor, Fate, Op, ParseError, SECTOR_BYTES, Trace};
 
 use fault::Faults;
 use image::Image;
@@ -58,12 +59,24 @@ struct State {
     /// What reads see: everything applied, synced or not.
     view: Image,
     faults: Faults,
-    drop_on_failed_sync: bool,
-    /// The view shows data that a failed sync has thrown away.
-    view_has_ghosts: bool,
+    failed_sync: FailedSync,
+    /// What of the pending data a failing sync still brings to the disk.
+    arrives: Option<Arrives>,
+    /// Pages of the view that count as clean and are not what the medium holds: a failed sync gave them up.
+    ghosts: BTreeSet<u64>,
     holder: Option<u64>,
     /// Handles that held the lock when `reopen` took it away: killed processes.
     fenced: Vec<u64>,
+}
+
+/// Says of each pending operation, oldest first, what becomes of it.
+type Arrives = Box<dyn FnMut(usize) -> Fate + Send>;
+
+/// Bytes in one page of the simulated cache.
+const PAGE_BYTES: u64 = 4096;
+
+fn pages(offset: u64, len: u64) -> std::ops::Range<u64> {
+    offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES)
 }
 
 impl State {
@@ -73,6 +86,48 @@ impl State {
 
     fn at_end(&self) -> Cursor<'_> {
         Cursor::over(&self.initial, &self.ops)
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        self.view.write(bytes, offset);
+        let touched = pages(offset, bytes.len() as u64);
+        if self.ghosts.range(touched.clone()).next().is_none() {
+            return self.record(Op::Write { offset, bytes: bytes.into() });
+        }
+        // A page that is written again is dirty again as a whole: what was given up goes out with it.
+        let start = touched.start * PAGE_BYTES;
+        let mut whole = vec![0; ((touched.end * PAGE_BYTES).min(self.view.len()) - start) as usize];
+        self.view.read(&mut whole, start);
+        self.ghosts.retain(|page| !touched.contains(page));
+        self.record(Op::Write { offset: start, bytes: whole.into() });
+    }
+
+    fn sync_failed(&mut self) {
+        if self.failed_sync == FailedSync::StaysDirty {
+            return self.record(Op::SyncFailed);
+        }
+        let pending = self.at_end().pending;
+        let mut fates = Vec::with_capacity(pending.len());
+        for (index, op) in pending.iter().enumerate() {
+            let fate = self.arrives.as_mut().map_or(Fate::Lost, |arrives| arrives(index));
+            if let Op::Write { offset, bytes } = op
+                && fate != Fate::Kept
+            {
+                self.ghosts.extend(pages(*offset, bytes.len() as u64));
+            }
+            fates.push(fate);
+        }
+        self.record(Op::SyncDropped(fates.into()));
+        if self.failed_sync == FailedSync::Dropped {
+            self.evict();
+        }
+    }
+
+    /// Dirty pages are not evicted: only what a failed sync took for clean goes back to the medium's bytes.
+    fn evict(&mut self) {
+        if !std::mem::take(&mut self.ghosts).is_empty() {
+            self.view = self.at_end().make(|_| Fate::Kept);
+        }
     }
 }
 
@@ -180,11 +235,22 @@ impl SimDevice {
         self.state.lock().faults.plan_lying_sync(n);
     }
 
-    /// Chooses what a failed sync does. `false`, the default: pending operations stay pending. `true`: the
-    /// pending data is thrown away; reads go on seeing it until [`drop_cache`](Device::drop_cache), and
-    /// later syncs succeed without making it durable. Linux does this.
-    pub fn drop_on_failed_sync(&self, on: bool) {
-        self.state.lock().drop_on_failed_sync = on;
+    /// Chooses what the host does with pending data when a sync fails: nothing, as long as nothing is chosen.
+    pub fn on_failed_sync(&self, then: FailedSync) {
+        self.state.lock().failed_sync = then;
+    }
+
+    /// Chooses what of the pending data a failing sync still brings to the disk, where it then waits for the next
+    /// sync that works: nothing, as long as nothing is chosen. Called for each pending operation, oldest first.
+    /// Without meaning for [`FailedSync::StaysDirty`].
+    pub fn failed_sync_brings(&self, fate: impl FnMut(usize) -> Fate + Send + 'static) {
+        self.state.lock().arrives = Some(Box::new(fate));
+    }
+
+    /// Takes clean pages out of the simulated page cache, as the host does when memory is short. Changes what
+    /// reads see only after a failed sync with [`FailedSync::KeptClean`].
+    pub fn evict(&self) {
+        self.state.lock().evict();
     }
 
     /// Forgets all planned faults and lying syncs. Calls go on being counted.
@@ -303,8 +369,7 @@ impl Device for SimDevice {
                 Some(_) => 0,
             };
             if taken > 0 {
-                state.view.write(&buf[..taken], offset);
-                state.record(Op::Write { offset, bytes: buf[..taken].into() });
+                state.write(&buf[..taken], offset);
             }
             fault.map_or(Ok(()), |fault| Err(fault.error()))
         })
@@ -312,15 +377,11 @@ impl Device for SimDevice {
 
     fn sync(&self) -> io::Result<()> {
         self.call(CallKind::Sync, |state, fault| {
-            let lies = state.faults.lies_now();
-            let op = match fault {
-                None if lies => Op::SyncWithoutEffect,
-                None | Some(Fault::EioAfterEffect) => Op::Sync,
-                Some(_) if state.drop_on_failed_sync => Op::SyncDropped,
-                Some(_) => Op::SyncWithoutEffect,
-            };
-            state.view_has_ghosts |= op == Op::SyncDropped;
-            state.record(op);
+            match fault {
+                None if state.faults.lies_now() => state.record(Op::SyncLied),
+                None | Some(Fault::EioAfterEffect) => state.record(Op::Sync),
+                Some(_) => state.sync_failed(),
+            }
             fault.map_or(Ok(()), |fault| Err(fault.error()))
         })
     }
@@ -363,11 +424,7 @@ impl Device for SimDevice {
 
     fn drop_cache(&self) -> io::Result<()> {
         self.whole_call(CallKind::DropCache, |state| {
-            // Dirty pages are not dropped: only what a failed sync marked clean goes back to the medium's bytes.
-            if state.view_has_ghosts {
-                state.view = state.at_end().make(|_| Fate::Kept);
-                state.view_has_ghosts = false;
-            }
+            state.evict();
             Ok(())
         })
     }

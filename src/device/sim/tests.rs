@@ -135,20 +135,46 @@ fn failed_sync_keeps_pending_writes_pending() {
 
 #[test]
 fn dropping_failed_sync_throws_data_away_although_later_syncs_succeed() {
-    let sim = SimDevice::from_image(b"old".to_vec());
-    sim.drop_on_failed_sync(true);
-    sim.write_at(b"newer", 0).unwrap();
-    sim.fail_at(1, Fault::Eio, false);
+    for then in [FailedSync::KeptClean, FailedSync::Dropped] {
+        let sim = SimDevice::from_image(vec![b'o'; 8192]);
+        sim.on_failed_sync(then);
+        sim.write_at(&[b'n'; 8200], 0).unwrap();
+        sim.fail_at(1, Fault::Eio, false);
+        sim.sync().unwrap_err();
+        let seen = if then == FailedSync::Dropped { b'o' } else { b'n' };
+        assert_eq!(sim.view()[4095], seen, "{then:?}");
+        sim.write_at(b"!", 1).unwrap();
+        sim.sync().unwrap();
+        let medium = sim.crash(|_| Fate::Lost).view();
+        assert_eq!(medium.len(), 8200, "lengths are kept");
+        // The first page was written once more, and goes out as the cache has it; the second one is lost.
+        assert_eq!(medium[..3], [seen, b'!', seen], "{then:?}");
+        assert_eq!((medium[4095], medium[4096]), (seen, b'o'), "{then:?}");
+        assert_eq!(sim.view()[4096], seen, "{then:?}");
+        let trace = sim.trace();
+        assert_eq!((0..=4).map(|k| trace.pending_at(k)).collect::<Vec<_>>(), [0, 1, 1, 2, 0]);
+        sim.drop_cache().unwrap();
+        assert_eq!(sim.view(), medium, "{then:?}: and now reads see the medium");
+    }
+}
+
+#[test]
+fn what_a_failing_sync_brings_waits_for_the_next_one() {
+    let sim = SimDevice::from_image(vec![b'o'; 3 * 4096]);
+    sim.on_failed_sync(FailedSync::KeptClean);
+    sim.failed_sync_brings(|i| [Fate::Kept, Fate::TornPrefix(1), Fate::Lost][i].clone());
+    for page in 0..3 {
+        sim.write_at(&[b'n'; 4096], page * 4096).unwrap();
+    }
+    sim.fail_at(3, Fault::Eio, false);
     sim.sync().unwrap_err();
-    assert_eq!(sim.view(), b"newer", "reads still see it");
-    sim.write_at(b"!", 1).unwrap();
+    assert!(sim.view().iter().all(|&byte| byte == b'n'));
+    sim.evict();
+    let seen = |bytes: Vec<u8>| [0, 4096, 4096 + 512, 8192].map(|at| bytes[at]);
+    assert_eq!(seen(sim.view()), *b"nnoo");
+    assert_eq!(seen(sim.crash(|_| Fate::Lost).view()), *b"oooo", "it may still be lost");
     sim.sync().unwrap();
-    assert_eq!(sim.view(), b"n!wer");
-    assert_eq!(sim.crash(|_| Fate::Lost).view(), b"o!d\0\0", "only the length and the later write");
-    let trace = sim.trace();
-    assert_eq!((0..=4).map(|k| trace.pending_at(k)).collect::<Vec<_>>(), [0, 1, 1, 2, 0]);
-    sim.drop_cache().unwrap();
-    assert_eq!(sim.view(), b"o!d\0\0", "and now reads see the medium");
+    assert_eq!(seen(sim.crash(|_| Fate::Lost).view()), *b"nnoo");
 }
 
 #[test]

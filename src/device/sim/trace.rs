@@ -1,6 +1,8 @@
-//! What happened to a simulated device, and the media that a loss of power at any point may leave.
+//! What happened to a simulated device, and the medium that a loss of power at any point leaves.
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use super::SimDevice;
@@ -33,12 +35,14 @@ pub enum Op {
     },
     /// A sync that did its work: everything before it is durable.
     Sync,
-    /// A sync that reported failure, or reported success and lied. Nothing became durable; what was pending
-    /// stays pending.
-    SyncWithoutEffect,
-    /// A failed sync after which the host threw the pending data away: no later sync makes it durable.
-    /// Lengths are kept, as the host keeps them with the file and not with its pages.
-    SyncDropped,
+    /// A sync that reported success and made nothing durable: what was pending stays pending.
+    SyncLied,
+    /// A sync that reported failure; what was pending stays pending.
+    SyncFailed,
+    /// A sync that reported failure, after which the host takes the pending data for written. The fates say what
+    /// of it the disk has got, oldest first, and the rest is lost. No later sync makes that durable. Lengths stay
+    /// pending, as the host keeps them with the file and not with its pages.
+    SyncDropped(Arc<[Fate]>),
     /// A bit of the medium went bad.
     Flip {
         /// The byte.
@@ -49,18 +53,31 @@ pub enum Op {
 }
 
 impl Op {
-    fn waits_for_sync(&self) -> bool {
-        matches!(self, Op::Write { .. } | Op::SetLen(_) | Op::Allocate(_) | Op::Discard { .. })
-    }
-
     fn apply(&self, image: &mut Image) {
         match self {
             Op::Write { offset, bytes } => image.write(bytes, *offset),
             Op::SetLen(len) => image.set_len(*len),
             Op::Allocate(end) => image.extend(*end),
             Op::Discard { offset, len } => image.zero(*offset, *len),
-            Op::Sync | Op::SyncWithoutEffect | Op::SyncDropped => {}
+            Op::Sync | Op::SyncLied | Op::SyncFailed | Op::SyncDropped(_) => {}
             Op::Flip { offset, bit } => image.flip(*offset, *bit),
+        }
+    }
+
+    /// What is still on its way to the medium when the disk has got this much of the operation and the host will
+    /// not send the rest.
+    fn arrived(self, fate: &Fate) -> Vec<Op> {
+        match self {
+            Op::Write { offset, bytes } if *fate != Fate::Kept => {
+                let len = bytes.len() as u64;
+                let mut parts = vec![Op::Allocate(offset + len)];
+                for_kept_sectors(offset, len, fate, |part| {
+                    let inside = (part.start - offset) as usize..(part.end - offset) as usize;
+                    parts.push(Op::Write { offset: part.start, bytes: bytes[inside].into() });
+                });
+                parts
+            }
+            other => vec![other],
         }
     }
 
@@ -80,6 +97,23 @@ impl Op {
                 for_kept_sectors(*offset, *len, torn, |part| image.zero(part.start, part.end - part.start));
             }
             _ => self.apply(image),
+        }
+    }
+}
+
+/// In words, without the bytes.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::Write { offset, bytes } => write!(f, "write of {} bytes at {offset}", bytes.len()),
+            Op::SetLen(len) => write!(f, "length set to {len}"),
+            Op::Allocate(end) => write!(f, "length at least {end}"),
+            Op::Discard { offset, len } => write!(f, "discard of {len} bytes at {offset}"),
+            Op::Sync => f.write_str("sync"),
+            Op::SyncLied => f.write_str("sync that lied"),
+            Op::SyncFailed => f.write_str("sync that failed"),
+            Op::SyncDropped(_) => f.write_str("sync that failed and dropped what was pending"),
+            Op::Flip { offset, bit } => write!(f, "bit {bit} of byte {offset} flipped"),
         }
     }
 }
@@ -119,8 +153,61 @@ impl Fate {
     }
 }
 
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fate::Kept => f.write_str("K"),
+            Fate::Lost => f.write_str("L"),
+            Fate::LengthOnly => f.write_str("G"),
+            Fate::TornPrefix(count) => write!(f, "P{count}"),
+            Fate::TornSuffix(count) => write!(f, "S{count}"),
+            Fate::TornRandom(seed) => write!(f, "R{seed}"),
+            Fate::Torn(kept) => {
+                f.write_str("T")?;
+                kept.iter().try_for_each(|&kept| f.write_str(if kept { "1" } else { "0" }))
+            }
+        }
+    }
+}
+
+/// The text is not that of a [`Fate`] or a [`CrashPoint`](super::CrashPoint).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParseError;
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a crash point, which reads like 17:K-L-P1")
+    }
+}
+
+impl std::error::Error for ParseError {}
+
+impl FromStr for Fate {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let kind = text.chars().next().ok_or(ParseError)?;
+        let rest = &text[kind.len_utf8()..];
+        let sector = |c| match c {
+            '0' => Ok(false),
+            '1' => Ok(true),
+            _ => Err(ParseError),
+        };
+        match kind {
+            'K' if rest.is_empty() => Ok(Fate::Kept),
+            'L' if rest.is_empty() => Ok(Fate::Lost),
+            'G' if rest.is_empty() => Ok(Fate::LengthOnly),
+            'P' => rest.parse().map(Fate::TornPrefix).map_err(|_| ParseError),
+            'S' => rest.parse().map(Fate::TornSuffix).map_err(|_| ParseError),
+            'R' => rest.parse().map(Fate::TornRandom).map_err(|_| ParseError),
+            'T' => rest.chars().map(sector).collect::<Result<_, _>>().map(Fate::Torn),
+            _ => Err(ParseError),
+        }
+    }
+}
+
 /// SplitMix64: neighbouring inputs give unrelated outputs.
-fn split_mix(input: u64) -> u64 {
+pub(super) fn split_mix(input: u64) -> u64 {
     let mut z = input.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -152,6 +239,13 @@ pub struct Trace {
     pub(super) ops: Arc<[Op]>,
 }
 
+/// Without the bytes.
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trace").field("initial_bytes", &self.initial.len()).field("ops", &self.len()).finish()
+    }
+}
+
 impl Trace {
     /// Number of recorded operations.
     pub fn len(&self) -> usize {
@@ -173,9 +267,7 @@ impl Trace {
     /// # Panics
     /// When `k` passes [`len`](Self::len).
     pub fn pending_at(&self, k: usize) -> usize {
-        // A write that a failed sync threw away still counts: its length is pending.
-        let since_sync = self.ops[..k].iter().rev().take_while(|op| !matches!(op, Op::Sync));
-        since_sync.filter(|op| op.waits_for_sync()).count()
+        self.cursor_at(k).pending()
     }
 
     /// The medium after a loss of power at cut point `k`, with the given fate of each pending operation.
@@ -250,12 +342,10 @@ impl<'a> Cursor<'a> {
                     op.apply(&mut self.durable);
                 }
             }
-            Op::SyncWithoutEffect => {}
-            Op::SyncDropped => {
-                for op in &mut self.pending {
-                    if let Op::Write { offset, bytes } = op {
-                        *op = Op::Allocate(*offset + bytes.len() as u64);
-                    }
+            Op::SyncLied | Op::SyncFailed => {}
+            Op::SyncDropped(fates) => {
+                for (index, op) in std::mem::take(&mut self.pending).into_iter().enumerate() {
+                    self.pending.extend(op.arrived(fates.get(index).unwrap_or(&Fate::Lost)));
                 }
             }
             Op::Flip { offset, bit } => {
