@@ -105,15 +105,26 @@ pub enum Error {
     /// This pool or this device does not offer the feature.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// Bytes from outside (a delta stream, an image, an external base) are not what they have to be. Nothing
+    /// visible has changed: get the input anew, or the right one.
+    #[error("{input} refused at byte {offset}: {why}")]
+    Refused {
+        /// `delta stream`, `qcow2 image`, `image` or `base`.
+        input: &'static str,
+        /// How far the input was read, in bytes from its start.
+        offset: u64,
+        /// The rule it breaks, with what was expected and what was found.
+        why: String,
+    },
     /// Bytes on the device are not what was written there. Everything else stays readable.
     #[error("corrupt: {0}")]
     Corrupt(#[from] Corruption),
-    /// The device failed. What was durable before stays durable.
+    /// The device, or the file or stream that was handed over, failed. What was durable before stays durable.
     #[error("{op} of {len} bytes at offset {offset} failed")]
     Io {
         /// `read`, `write`, `sync`, `allocate`, `discard`, `open`...
         op: &'static str,
-        /// Byte offset in the pool.
+        /// Byte offset in the pool, or in the file or stream that `op` names.
         offset: u64,
         /// Length of the transfer in bytes.
         len: u64,
@@ -149,6 +160,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn invalid(field: &'static str, rule: Violation, why: impl Into<String>) -> Self {
         Self::InvalidArgument { field, rule, why: why.into() }
+    }
+
+    pub(crate) fn refused(input: &'static str, offset: u64, why: impl Into<String>) -> Self {
+        Self::Refused { input, offset, why: why.into() }
     }
 
     pub(crate) fn not_found(object: &'static str, id: impl ToString) -> Self {

@@ -44,8 +44,9 @@
 //!
 //! # Features
 //!
-//! Features only add. `nbd` serves a pool to NBD clients ([`nbd`]); `sim` makes the fault-injecting simulated device
-//! (`device::sim`) public, with which you can crash-test your own program; `tracing` reports what happens inside.
+//! Features only add. `nbd` serves a pool to NBD clients ([`nbd`]); `qcow2` reads qcow2 images ([`image`]); `sim` makes
+//! the fault-injecting simulated device (`device::sim`) public, with which you can crash-test your own program;
+//! `tracing` reports what happens inside.
 
 /// The README's program compiles.
 #[cfg(doctest)]
@@ -61,6 +62,7 @@ mod error;
 mod extent;
 mod format;
 pub mod guide;
+pub mod image;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
@@ -70,6 +72,7 @@ pub mod nbd;
 mod node;
 mod pool;
 mod sources;
+mod stream;
 mod sync;
 mod target;
 mod trace;
@@ -80,6 +83,7 @@ pub use commit::Stats;
 pub use error::{Corruption, Error, Limited, Result, StateRule, Violation};
 pub use pool::*;
 pub use sources::{Clock, IdSource, SequentialIds, StepClock, SystemClock, SystemIds};
+pub use stream::{ReceiveOptions, ReceiveProgress, Received, SendOptions, SendProgress, SendStream};
 pub use units::{
     AttachmentId, BLOCK_BYTES, BackupId, BlockAddr, Geometry, ImageId, Lba, MAX_VOLUME_BYTES, SnapshotId,
     VolumeId,

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use super::buffer::{Lease, SLOTS};
 use super::catalogue::with_nodes;
 use super::engine::{Engine, io};
+use super::lower::Beneath;
 use super::object::Object;
 use crate::alloc::{ChecksumPage, Claim};
 use crate::error::{Corruption, Error, Result};
-use crate::extent::{self, Extents, Found};
+use crate::extent::{self, Behind, Extents, Found};
 use crate::format::block_crc;
 use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind};
@@ -74,6 +75,7 @@ impl Engine {
         }
         let mut at = offset;
         let end = offset + buf.len() as u64;
+        let mut again = false;
         // Of longer reads the lookup is the least part.
         let one = offset / BLOCK_BYTES == end.saturating_sub(1) / BLOCK_BYTES;
         while at < end {
@@ -87,7 +89,18 @@ impl Engine {
             let stop = match found? {
                 Found::Hole(next) => {
                     let stop = end.min(next.saturating_mul(BLOCK_BYTES));
-                    out[..(stop - at) as usize].fill(0);
+                    let out = &mut out[..(stop - at) as usize];
+                    match object.below.get() {
+                        Beneath::Never => out.fill(0),
+                        Beneath::There(lower) => lower.read(out, at)?,
+                        // What lay below may have been mapped since the hole was found (B3).
+                        Beneath::Gone if !again => {
+                            again = true;
+                            continue;
+                        }
+                        Beneath::Gone => out.fill(0),
+                    }
+                    again = false;
                     stop
                 }
                 Found::Extent(e) => {
@@ -266,7 +279,7 @@ impl Engine {
     }
 
     /// Claims space, making room by a checkpoint while that helps (P7).
-    fn claim(&self, blocks: u64) -> Result<Claim<'_>> {
+    pub(super) fn claim(&self, blocks: u64) -> Result<Claim<'_>> {
         match self.space.claim(blocks) {
             Err(Error::OutOfSpace { .. }) => self.buffers.give_back(&self.space),
             done => return done,
@@ -306,13 +319,13 @@ impl Engine {
     }
 
     /// Maps a run that has been filled. With `only_if`, only while `lba` is still mapped as it says.
-    fn map_run(
+    pub(super) fn map_run(
         &self,
         object: &Arc<Object>,
         lba: u64,
         addr: BlockAddr,
         blocks: u64,
-        only_if: Option<Option<u64>>,
+        only_if: Option<Behind>,
     ) -> Result<bool> {
         let fill = Extent::data(lba, addr.raw(), blocks, self.epoch());
         let in_chunk = self.space.geometry.locate(addr).map_or(0, |(_, at)| at as u64);
@@ -374,8 +387,8 @@ impl Engine {
         let _gate = self.enter_write(28 + 32)?;
         let _pin = self.pins.enter();
         let put = |bytes: &mut [u8]| bytes[skip..skip + part.len()].copy_from_slice(part);
-        let map = |lease: Lease, was: Option<BlockAddr>| {
-            let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was.map(BlockAddr::raw)));
+        let map = |lease: Lease, was: Behind| {
+            let mapped = self.map_run(object, lba, lease.addr(), 1, Some(was));
             lease.finish();
             mapped
         };
@@ -392,14 +405,21 @@ impl Engine {
                 right
             };
             if lease.fill_by(read) {
-                return map(lease, Some(addr));
+                return map(lease, Behind::Data(addr));
             }
             // The long way finds out what is wrong with it.
             place = Some(lease);
         }
         let mut block = [0u8; BLOCK];
-        let was = block_behind(self.find_pinned(object, lba)?, lba).map(BlockAddr::new);
-        if let Some(addr) = was {
+        let was = Behind::of(self.find_pinned(object, lba)?, lba);
+        if was == Behind::Hole
+            && let Beneath::There(lower) = object.below.get()
+        {
+            // Otherwise it reads zero; or what lay below was mapped since the hole was found, and then mapping
+            // this one is refused (B3).
+            lower.read(&mut block, lba * BLOCK_BYTES)?;
+        }
+        if let Behind::Data(addr) = was {
             let (page, index) = self.page_of(addr, 1)?;
             if self.buffers.change(&page, index, put) {
                 return Ok(true);
@@ -434,6 +454,8 @@ impl Engine {
                 let map = &mut *map;
                 map.room()?;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
+                // No holes where something lies below (B1).
+                let zero = zero || from < object.below.blocks();
                 let done = if zero {
                     let fill = Extent::zero(from, to - from, self.epoch());
                     extent::replace(&mut map.tree, &cx, &self.space.geometry, fill)
@@ -455,7 +477,7 @@ impl Engine {
 
     /// Passes the gate with room for `bytes` in the next record. Makes a commit or a checkpoint first where
     /// limits ask for one; nothing is held meanwhile.
-    fn enter_write(&self, bytes: u64) -> Result<RwLockReadGuard<'_, ()>> {
+    pub(super) fn enter_write(&self, bytes: u64) -> Result<RwLockReadGuard<'_, ()>> {
         loop {
             self.writable()?;
             let dirty = self.dirty_pages();

@@ -23,6 +23,7 @@ mod engine;
 mod hot;
 mod io;
 mod log;
+mod lower;
 #[cfg(all(snapvol_shuttle, feature = "internals"))]
 pub(crate) mod models;
 mod object;
@@ -31,6 +32,7 @@ mod pins;
 mod reclaim;
 mod recovery;
 pub(crate) mod rest;
+mod sums;
 mod txn;
 
 pub use background::Stats;
@@ -38,5 +40,6 @@ pub(crate) use catalogue::TABLE_TRASH;
 #[cfg(feature = "internals")]
 pub(crate) use catalogue::laws;
 pub(crate) use engine::{Config, Engine};
+pub(crate) use lower::Lower;
 pub(crate) use object::Object;
 pub(crate) use txn::Txn;

@@ -1,6 +1,7 @@
 //! An extent map in use: the runtime side of a volume or snapshot.
 
 use super::hot;
+use super::lower::Below;
 use crate::error::Result;
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind};
@@ -19,6 +20,8 @@ impl std::fmt::Debug for Object {
 pub(crate) struct Object {
     pub(crate) id: ObjectId,
     pub(crate) map: RwLock<ObjectMap>,
+    /// What a hole stands for, where it is more than zeroes.
+    pub(super) below: Below,
     /// Under what number the table of hot blocks knows the map; another one after it has changed as a whole.
     state: AtomicU64,
 }
@@ -34,7 +37,7 @@ pub(crate) struct ObjectMap {
 impl Object {
     pub(crate) fn new(id: ObjectId, tree: Map) -> Self {
         let map = RwLock::new(ObjectMap { tree, pending: Vec::new(), changed: false });
-        Self { id, map, state: AtomicU64::new(hot::next_state()) }
+        Self { id, map, below: Below::default(), state: AtomicU64::new(hot::next_state()) }
     }
 
     pub(super) fn state(&self) -> u64 {

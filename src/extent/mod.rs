@@ -11,7 +11,7 @@ use crate::format::node::{
 };
 use crate::format::{BlockKind, NodeHeader, NodeRef};
 use crate::node::{Cx, Got, Held, Kid, Kind, Link, Miss, Store, Tree};
-use crate::units::{BLOCK, Geometry};
+use crate::units::{BLOCK, BlockAddr, Geometry};
 
 pub(crate) mod walk;
 
@@ -177,20 +177,38 @@ pub(crate) fn replace(map: &mut Map, cx: &Cx<'_, Extents>, g: &Geometry, fill: E
     filled
 }
 
-/// Replaces one block by `fill`, if `was` is what it is mapped to now; nothing stands for a hole or zeroes.
-/// False, and no effect, when it is not.
+/// What a map says about one block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Behind {
+    Hole,
+    Zero,
+    Data(BlockAddr),
+}
+
+impl Behind {
+    pub(crate) fn of(found: Found, lba: u64) -> Self {
+        match found {
+            Found::Hole(_) => Self::Hole,
+            Found::Extent(e) => {
+                e.block().map_or(Self::Zero, |block| Self::Data(BlockAddr::new(block + (lba - e.lba))))
+            }
+        }
+    }
+}
+
+/// Replaces one block by `fill`, if `was` is what it is mapped to now. False, and no effect, when it is not.
 pub(crate) fn exchange(
     map: &mut Map,
     cx: &Cx<'_, Extents>,
     g: &Geometry,
     fill: Extent,
-    was: Option<u64>,
+    was: Behind,
 ) -> Result<bool, Miss> {
     map.edit(cx, &fill.lba, |items, _| {
         let before = begun(items, fill.lba).checked_sub(1).map(|i| items[i]);
         let now = before.filter(|e| fill.lba < e.end());
-        let block = now.and_then(|e| e.block().map(|b| b + (fill.lba - e.lba)));
-        if block == was { (true, put(items, fill, g)) } else { (false, 0) }
+        let now = now.map_or(Behind::Hole, |e| Behind::of(Found::Extent(e), fill.lba));
+        if now == was { (true, put(items, fill, g)) } else { (false, 0) }
     })
 }
 

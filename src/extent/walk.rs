@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{END, Extents, Map, begun};
-use crate::error::Result;
+use crate::error::{Corruption, Result};
+use crate::format::node::Extent;
 use crate::node::{Link, Node, Store};
 
 /// Adjacent changes of one kind are joined until they are this long: 64 MiB.
@@ -72,6 +73,42 @@ pub(crate) fn next_change(
         at = end;
     }
     Ok(found)
+}
+
+/// Shows every extent of a map, in ascending order. A map whose extents do not ascend ends the walk with an
+/// error: so a damaged one is not walked in circles.
+pub(crate) fn each_extent(
+    store: &Store,
+    map: &Map,
+    each: &mut dyn FnMut(&Extent) -> Result<()>,
+) -> Result<()> {
+    fn below(
+        store: &Store,
+        link: &Link<Extents>,
+        at: &mut u64,
+        each: &mut dyn FnMut(&Extent) -> Result<()>,
+    ) -> Result<()> {
+        let node = match link {
+            Link::Mem(node) => Arc::clone(node),
+            Link::Disk(r) => store.fetch::<Extents>(r)?,
+        };
+        // Levels fall by one each time (checked when a node is decoded).
+        for kid in &node.kids {
+            below(store, &kid.link, at, each)?;
+        }
+        for e in &node.items {
+            if e.lba < *at {
+                let block = node.home().map_or(0, |home| home.a.raw());
+                return Err(
+                    Corruption::new("map", block, "extent order", format!("at least {at}"), e.lba).into()
+                );
+            }
+            *at = e.end();
+            each(e)?;
+        }
+        Ok(())
+    }
+    map.root.as_ref().map_or(Ok(()), |root| below(store, root, &mut 0, each))
 }
 
 /// What a map says from some LBA on.
@@ -211,7 +248,6 @@ mod tests {
     use super::super::replace;
     use super::*;
     use crate::device::{Device, MemoryDevice};
-    use crate::format::node::Extent;
     use crate::format::{NodeHeader, NodeRef, node_sum};
     use crate::node::{Cx, Held, Miss};
     use crate::units::{BLOCK, BlockAddr, Geometry};

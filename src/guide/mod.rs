@@ -1,6 +1,8 @@
 //! Long documents: they belong to the crate and are checked with it.
 //!
 //! - [`mod@format`] describes every byte of a pool, for readers and for other implementations.
+//! - [`images`] is about disk images, and volumes over an external base.
+//! - [`streams`] describes every byte of a delta stream.
 //! - [`durability`] says what survives what, and how each promise is tested.
 //! - [`operations`] names every documented operation, its native call, and what refuses it.
 //! - [`backups`] describes every byte of a backup target, and the rules.
@@ -9,6 +11,12 @@
 
 #[doc = include_str!("format.md")]
 pub mod format {}
+
+#[doc = include_str!("images.md")]
+pub mod images {}
+
+#[doc = include_str!("streams.md")]
+pub mod streams {}
 
 #[doc = include_str!("durability.md")]
 pub mod durability {}

@@ -231,6 +231,11 @@ impl Batch<'_> {
         self.effects.unwatched.push(id);
     }
 
+    /// What is written from now on belongs to the next epoch.
+    pub(super) fn ended_epoch(&mut self) {
+        self.shares = true;
+    }
+
     /// Gives an object the map of another; the one it had goes.
     pub(super) fn replace(&mut self, to: ObjectId, from: ObjectId) {
         let old = self.stage.trash_copy_of(to);

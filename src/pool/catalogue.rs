@@ -23,11 +23,17 @@
 //! | 0x11 unfinished | id (16) | empty | volumes and snapshots that the next open removes |
 //! | 0x12 volumes in | project (4), inverted time (8), id (16) | empty | the volumes of one project |
 //! | 0x13 snapshots in | project (4), inverted time (8), id (16) | empty | the snapshots of one project |
+//! | 0x20 origins | snapshot (16) | pool (16), snapshot (16) | where a received snapshot was first taken |
+//! | 0x21 received | pool (16), snapshot (16), snapshot here (16) | empty | a received snapshot by its origin |
+//! | 0x22 receives | snapshot to be (16) | 128 bytes, see [`receives`](super::receives) | unfinished receives; they own a map |
+//! | 0x23 bases | volume (16) | 32 bytes, see [`base`](super::base) | volumes over an external base |
 //!
 //! Tables 0x40 to 0x43 are those of backups: see [`backup_records`](super::backup_records).
 //!
 //! The count stands apart from the record so that a snapshot of a volume with a MiB of metadata does not
 //! rewrite that MiB. It outlives a volume whose snapshots were kept.
+
+use uuid::Uuid;
 
 use crate::commit::{Engine, TABLE_TRASH, Txn};
 use crate::error::{Corruption, Error, Result};
@@ -37,6 +43,7 @@ use super::aliases::{Alias, AliasOf};
 use super::backup_records::{backup_key, set_base};
 use super::image_record::ImageRecord;
 use super::projects::{self, Usage};
+use super::receives::Origin;
 use super::records::{Record, SnapshotRecord, VolumeRecord};
 use super::volume::VolumeSource;
 
@@ -59,6 +66,10 @@ const ALIASES: u8 = 0x10;
 const UNFINISHED: u8 = 0x11;
 const VOLUMES_IN: u8 = 0x12;
 const SNAPSHOTS_IN: u8 = 0x13;
+const ORIGINS: u8 = 0x20;
+const RECEIVED: u8 = 0x21;
+const RECEIVES: u8 = 0x22;
+const BASES: u8 = 0x23;
 
 /// Bytes of a record in one catalogue entry.
 const SEGMENT_BYTES: usize = 1000;
@@ -172,8 +183,8 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn of(prefix: Vec<u8>) -> Self {
         let mut to = prefix.clone();
-        // A key has at most 24 bytes behind its prefix; 32 bytes of 0xFF lie behind them all.
-        to.extend_from_slice(&[0xFF; 32]);
+        // A key has at most 48 bytes behind its prefix; 48 bytes of 0xFF lie behind them all.
+        to.extend_from_slice(&[0xFF; 48]);
         Self { from: prefix.clone(), to, prefix }
     }
     pub(super) fn volumes() -> Self {
@@ -187,6 +198,9 @@ impl Index {
     }
     pub(super) fn made_from(source: ObjectId) -> Self {
         Self::of(id_key(MADE_FROM, source))
+    }
+    pub(super) fn receives() -> Self {
+        Self::of(vec![RECEIVES])
     }
     pub(super) fn ephemeral() -> Self {
         Self::of(vec![EPHEMERAL])
@@ -354,6 +368,7 @@ pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'stati
         ("image", segment_key(IMAGES, id, 0)),
         ("volume", id_key(COUNTS, id)),
         ("ephemeral copy", id_key(EPHEMERAL, id)),
+        ("unfinished receive", id_key(RECEIVES, id)),
     ];
     for (name, key) in names {
         if table.get(&key)?.is_some() {
@@ -370,6 +385,7 @@ pub(super) fn owner_keys(id: ObjectId) -> Vec<Vec<u8>> {
         segment_key(SNAPSHOTS, id, 0),
         segment_key(IMAGES, id, 0),
         id_key(EPHEMERAL, id),
+        id_key(RECEIVES, id),
     ]
 }
 
@@ -509,6 +525,10 @@ pub(super) fn remove_snapshot(stage: &mut dyn Stage, id: SnapshotId, record: &Sn
     count.all = count.all.saturating_sub(1);
     count.of_backups = count.of_backups.saturating_sub(record.backup_owned.into());
     set_count(stage, volume, count);
+    if let Some(origin) = origin_of(stage.table(), id)? {
+        stage.delete(id_key(ORIGINS, object));
+        stage.delete(received_key(origin, object));
+    }
     projects::change_usage(stage, common.project, |usage| {
         let Usage { snapshots, snapshot_bytes, .. } = usage;
         *snapshots = snapshots.saturating_sub(1);
@@ -531,6 +551,62 @@ pub(super) fn remove_image(stage: &mut dyn Stage, id: ImageId, record: &ImageRec
     cut(stage, IMAGES, id.object(), 0)?;
     stage.delete(timed(vec![IMAGE_TIMES], record.created, id.object()));
     Ok(())
+}
+
+fn received_key(origin: Origin, id: ObjectId) -> Vec<u8> {
+    let mut key = id_key(RECEIVED, ObjectId(origin.pool.into_bytes()));
+    key.extend_from_slice(origin.snapshot.as_bytes());
+    key.extend_from_slice(&id.0);
+    key
+}
+
+/// Where a snapshot was first taken, if it was received.
+pub(super) fn origin_of(table: &dyn Table, id: SnapshotId) -> Result<Option<Origin>> {
+    let Some(bytes) = table.get(&id_key(ORIGINS, id.object()))? else { return Ok(None) };
+    let (Some(pool), Some(snapshot)) = (bytes.first_chunk::<16>(), bytes.last_chunk::<16>()) else {
+        return Err(Corruption::new("snapshot origin", 0, "length", 32, bytes.len()).into());
+    };
+    Ok(Some(Origin { pool: Uuid::from_bytes(*pool), snapshot: Uuid::from_bytes(*snapshot) }))
+}
+
+pub(super) fn set_origin(stage: &mut dyn Stage, id: SnapshotId, origin: Origin) {
+    let value = [origin.pool.into_bytes(), origin.snapshot.into_bytes()].concat();
+    stage.put(id_key(ORIGINS, id.object()), value);
+    stage.put(received_key(origin, id.object()), Vec::new());
+}
+
+/// The snapshot here that was received from there.
+pub(super) fn received_from(table: &dyn Table, origin: Origin) -> Result<Option<SnapshotId>> {
+    let mut prefix = received_key(origin, ObjectId([0; 16]));
+    prefix.truncate(33);
+    let found = Index::of(prefix).next_ids(table, 1)?;
+    Ok(found.first().map(|id| SnapshotId::new(Uuid::from_bytes(id.0))))
+}
+
+/// The bytes that a volume over a base keeps of it.
+pub(super) fn external_base(table: &dyn Table, id: VolumeId) -> Result<Option<Vec<u8>>> {
+    table.get(&id_key(BASES, id.object()))
+}
+
+pub(super) fn set_external_base(stage: &mut dyn Stage, id: VolumeId, value: Vec<u8>) {
+    stage.put(id_key(BASES, id.object()), value);
+}
+
+pub(super) fn remove_external_base(stage: &mut dyn Stage, id: VolumeId) {
+    stage.delete(id_key(BASES, id.object()));
+}
+
+/// The bytes that an unfinished receive keeps.
+pub(super) fn receive(table: &dyn Table, id: SnapshotId) -> Result<Option<Vec<u8>>> {
+    table.get(&id_key(RECEIVES, id.object()))
+}
+
+pub(super) fn set_receive(stage: &mut dyn Stage, id: SnapshotId, value: Vec<u8>) {
+    stage.put(id_key(RECEIVES, id.object()), value);
+}
+
+pub(super) fn remove_receive(stage: &mut dyn Stage, id: SnapshotId) {
+    stage.delete(id_key(RECEIVES, id.object()));
 }
 
 pub(super) fn insert_ephemeral(stage: &mut dyn Stage, id: ObjectId) {

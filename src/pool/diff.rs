@@ -14,6 +14,7 @@ use crate::units::{BLOCK_BYTES, ObjectId, SnapshotId, VolumeId};
 
 use super::catalogue::{self, Table};
 use super::disk::ExtentKind;
+use super::fingerprint::Fingerprint;
 use super::pool::{Inner, Pool};
 
 /// Changes found in one go: the maps are looked at afresh after that many.
@@ -48,9 +49,13 @@ impl Point {
             Self::Snapshot(id) => id.object(),
         }
     }
-    fn size_bytes(self, table: &dyn Table) -> Result<u64> {
+    fn size_bytes(self, inner: &Inner, table: &dyn Table) -> Result<u64> {
         Ok(match self {
-            Self::Volume(id) => catalogue::need_volume(table, id)?.common.size_bytes,
+            Self::Volume(id) => {
+                let record = catalogue::need_volume(table, id)?;
+                inner.need_alone(table, id, "comparing")?;
+                record.common.size_bytes
+            }
             Self::Snapshot(id) => catalogue::need_snapshot(table, id)?.common.size_bytes,
         })
     }
@@ -109,6 +114,11 @@ impl Pool {
         self.diff_from(from, to, 0)
     }
 
+    /// What `point` holds now, held still.
+    pub(crate) fn freeze(&self, point: Point) -> Result<Diff> {
+        self.inner.freeze(point)
+    }
+
     /// As [`diff`](Self::diff), but only what lies at `offset` bytes (rounded down to a block) or behind it:
     /// how an interrupted transfer between two snapshots goes on.
     ///
@@ -129,22 +139,27 @@ impl Pool {
 }
 
 impl Inner {
-    fn compare(self: &Arc<Self>, from: Option<Point>, to: Point, offset: u64) -> Result<Diff> {
+    /// What `point` holds now, held still; nothing is asked of it but what it holds.
+    pub(super) fn freeze(self: &Arc<Self>, point: Point) -> Result<Diff> {
+        self.compare(None, point, 0)
+    }
+
+    pub(super) fn compare(self: &Arc<Self>, from: Option<Point>, to: Point, offset: u64) -> Result<Diff> {
         if self.engine.is_read_only() {
             // Nothing changes, so nothing has to be held.
             let table: &dyn Table = &*self.engine;
             if let Some(from) = from {
-                from.size_bytes(table)?;
+                from.size_bytes(self, table)?;
             }
-            let size_bytes = to.size_bytes(table)?;
+            let size_bytes = to.size_bytes(self, table)?;
             let from = from.map(Point::object);
             return Diff::new(self, from, to.object(), size_bytes, offset, Vec::new());
         }
         let (from, to, size_bytes) = self.transact(|batch| {
             if let Some(from) = from {
-                from.size_bytes(batch.table())?;
+                from.size_bytes(self, batch.table())?;
             }
-            let size_bytes = to.size_bytes(batch.table())?;
+            let size_bytes = to.size_bytes(self, batch.table())?;
             let mut freeze = |point: Point| -> Result<ObjectId> {
                 let id = ObjectId(batch.claim_id("ephemeral copy", None)?.into_bytes());
                 batch.stage(|stage| {
@@ -206,6 +221,38 @@ impl Diff {
     /// Size in bytes of the second point.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Reads what lies at `lba` and behind it at the second point.
+    pub(crate) fn read(&self, lba: u64, out: &mut [u8]) -> Result<()> {
+        self.engine().read(&self.to.object, lba * BLOCK_BYTES, out)
+    }
+
+    /// Adds the checksums of whole blocks of data of the second point.
+    pub(crate) fn sums(&self, lba: u64, blocks: u64, sums: &mut Vec<u32>) -> Result<()> {
+        self.engine().sums(&self.to.object, lba, blocks, sums)
+    }
+
+    /// Starts again from the beginning.
+    pub(crate) fn rewind(&mut self) {
+        (self.next_lba, self.done) = (0, false);
+        self.found.clear();
+    }
+
+    /// Data blocks mapped at the first point, if there is one, and at the second.
+    pub(crate) fn data_blocks(&self) -> Result<(Option<u64>, u64)> {
+        let count = |side: &Side| self.engine().mapped_blocks(&side.object);
+        Ok((self.from.as_ref().map(count).transpose()?, count(&self.to)?))
+    }
+
+    /// Fingerprint of the second point.
+    pub(crate) fn fingerprint(&self) -> Result<Fingerprint> {
+        self.inner.fingerprint_of(&self.to.object, self.size_bytes)
+    }
+
+    /// Fingerprint of the first point, which had that size.
+    pub(crate) fn base_fingerprint(&self, size_bytes: u64) -> Result<Option<Fingerprint>> {
+        self.from.as_ref().map(|from| self.inner.fingerprint_of(&from.object, size_bytes)).transpose()
     }
 
     fn engine(&self) -> &Engine {

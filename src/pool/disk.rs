@@ -87,7 +87,8 @@ impl Pool {
     /// only lends itself for reading, and where every server may only read, the disk is read-only.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidState` when it is not `available`, or attached and not shared; `LimitExceeded` at
+    /// `NotFound`; `InvalidState` when it is not `available`, or attached and not shared, or over a base that was
+    /// not [handed over](Pool::supply_base); `LimitExceeded` at
     /// the seventeenth attachment of a shared volume; `Corrupt`, `Io`, `Closed`.
     pub fn attach(&self, id: VolumeId, options: AttachOptions) -> Result<Disk> {
         let inner = &self.inner;
@@ -112,6 +113,7 @@ impl Pool {
         if status != VolumeStatus::Available {
             return Err(wrong_status(id, status, "attach"));
         }
+        inner.need_base_supplied(id)?;
         let stored = servers::stored(&*inner.engine, id)?;
         let server_reads = !stored.is_empty() && stored.iter().all(|a| a.read_only);
         let read_only = if inner.engine.is_read_only() {
@@ -387,10 +389,13 @@ impl Extents<'_> {
         if self.at >= self.end {
             return Ok(None);
         }
-        let (kind, next) = match self.disk.inner.engine.find(&self.disk.object, self.at / BLOCK_BYTES)? {
-            Found::Extent(e) if e.block().is_some() => (ExtentKind::Data, e.end()),
-            Found::Extent(e) => (ExtentKind::Zero, e.end()),
-            Found::Hole(next) => (ExtentKind::Hole, next),
+        let looked = self.disk.inner.engine.look(&self.disk.object, self.at / BLOCK_BYTES)?;
+        let (kind, next) = match looked {
+            // What shows through from a base is not empty.
+            Err(next) => (ExtentKind::Data, next),
+            Ok(Found::Extent(e)) if e.block().is_some() => (ExtentKind::Data, e.end()),
+            Ok(Found::Extent(e)) => (ExtentKind::Zero, e.end()),
+            Ok(Found::Hole(next)) => (ExtentKind::Hole, next),
         };
         let end = next.saturating_mul(BLOCK_BYTES).min(self.end);
         let range = self.at..end;

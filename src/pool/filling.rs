@@ -217,6 +217,7 @@ impl Pool {
         let status = VolumeStatus::RestoringBackup;
         let (size_bytes, job) = self.transact(|batch| {
             let record = catalogue::need_volume(batch.table(), id)?;
+            self.inner.need_alone(batch.table(), id, "restore")?;
             match batch.volume_status(id, &record)? {
                 VolumeStatus::Available => {}
                 now => return Err(wrong_status(id, now, "restore")),

@@ -154,6 +154,7 @@ impl Batch<'_> {
         let virtual_bytes = match from {
             Point::Volume(source) => {
                 let volume = catalogue::need_volume(self.table(), source)?;
+                self.inner.need_alone(self.table(), source, "upload")?;
                 let status = self.volume_status(source, &volume)?;
                 if !status.allows_clone() {
                     return Err(super::volumes::wrong_status(source, status, "upload"));

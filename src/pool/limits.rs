@@ -26,7 +26,7 @@ pub const BACKUP_SNAPSHOT_PREFIX: &str = "autobk_snapshot_";
 
 /// Most characters that a profile may allow in a name or description, and bytes that they may take.
 pub(super) const MAX_TEXT_CHARS: usize = 255;
-pub(super) const MAX_STORED_TEXT_BYTES: usize = 4 * MAX_TEXT_CHARS;
+pub(crate) const MAX_STORED_TEXT_BYTES: usize = 4 * MAX_TEXT_CHARS;
 /// Most bytes of a placement hint.
 pub(super) const MAX_PLACEMENT_BYTES: usize = 4096;
 /// Most bytes of a name that becomes part of a key: of a project, for example.

@@ -26,6 +26,7 @@ mod aliases;
 mod attachments;
 mod backup_records;
 pub(crate) mod backups;
+mod base;
 mod batch;
 mod catalogue;
 mod deletion;
@@ -33,9 +34,11 @@ mod diff;
 mod disk;
 mod fields;
 mod filling;
+mod fingerprint;
 mod image;
 mod image_record;
 mod images;
+mod importing;
 mod jobs;
 mod limits;
 mod options;
@@ -43,6 +46,7 @@ mod options;
 mod pool;
 mod projects;
 mod query;
+mod receives;
 mod records;
 mod servers;
 mod snapshot;
@@ -58,6 +62,7 @@ mod volumes;
 mod zones;
 
 pub use backups::{Backup, BackupQuery, BackupStatus};
+pub use base::{Hydrating, Hydration};
 #[cfg(feature = "internals")]
 pub(crate) use records::law as records_law;
 
@@ -66,9 +71,13 @@ pub use deletion::{DeletePlan, Deletion, DeletionProgress, Freed};
 pub use diff::{Change, Diff, Point};
 pub use disk::{AttachOptions, Disk, Extent, ExtentKind, Extents};
 pub use filling::{BackupRun, Filling};
+pub use fingerprint::Fingerprint;
+pub(crate) use fingerprint::Fingerprinter;
 pub use image::{Image, ImageContent, ImageSpec, ImageStatus, ImageUpdate};
 pub use images::ImageQuery;
+pub(crate) use importing::Importing;
 pub use jobs::{SnapshotJob, VolumeJob};
+pub(crate) use limits::MAX_STORED_TEXT_BYTES;
 pub use limits::{
     BACKUP_SNAPSHOT_PREFIX, Limits, MAX_ATTACHMENTS, MAX_METADATA_BYTES, MAX_PAGE, MAX_TEXT_BYTES,
     MAX_VOLUMES_PER_CALL, TextLimit,
@@ -77,6 +86,8 @@ pub use options::{Background, CreateOptions, OpenOptions, ReadMode};
 pub use pool::Pool;
 pub use projects::{Project, Usage};
 pub use query::{Page, SnapshotQuery, SortKey, SortOrder, VolumeQuery};
+pub(crate) use receives::{Arrival, Identity, Landing, Target};
+pub use receives::{Origin, ResumePoint, UnfinishedReceive};
 pub use servers::{Attachment, AttachmentSpec, ServerState};
 pub use snapshot::{RollbackOptions, Snapshot, SnapshotSpec, Trigger, Warning};
 pub use space::{ObjectSpace, PoolSpace};

@@ -11,9 +11,10 @@ use uuid::Uuid;
 use crate::commit::{Engine, Stats};
 use crate::device::{Device, FileDevice, MemoryDevice};
 use crate::error::{Error, Result};
-use crate::units::Geometry;
+use crate::units::{Geometry, SnapshotId};
 
 use super::attachments::Attachments;
+use super::base::Bases;
 use super::catalogue::{self, Index, Stage};
 use super::jobs::Jobs;
 use super::limits::Limits;
@@ -38,6 +39,7 @@ pub(super) struct Inner {
     pub(super) attachments: Arc<Attachments>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) backups: super::backups::State,
+    pub(super) bases: Bases,
 }
 
 const _: fn() = || {
@@ -139,8 +141,13 @@ impl Pool {
     }
 
     fn of(engine: Arc<Engine>) -> Self {
-        let inner =
-            Inner { engine, attachments: Arc::default(), jobs: Arc::default(), backups: Default::default() };
+        let inner = Inner {
+            engine,
+            attachments: Arc::default(),
+            jobs: Arc::default(),
+            backups: Default::default(),
+            bases: Bases::default(),
+        };
         Self::from_inner(&Arc::new(inner))
     }
 
@@ -180,6 +187,8 @@ impl Pool {
             self.inner.engine.transact(|txn| {
                 for id in &left {
                     catalogue::remove_ephemeral(txn, *id);
+                    // An unfinished receive that was not to be kept is one of them.
+                    catalogue::remove_receive(txn, SnapshotId::new(Uuid::from_bytes(id.0)));
                     Stage::trash(txn, *id);
                 }
                 Ok(())

@@ -47,6 +47,7 @@ impl Batch<'_> {
         spec: SnapshotSpec,
         backup_owned: bool,
     ) -> Result<Snapshot> {
+        self.inner.need_alone(self.table(), volume, "create_snapshot")?;
         let id = SnapshotId::new(self.claim_id("snapshot", spec.id.map(SnapshotId::raw))?);
         let alias = self.claim_alias(AliasOf::Snapshot, id.object())?;
         let record = SnapshotRecord {

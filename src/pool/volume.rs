@@ -154,6 +154,11 @@ impl VolumeSpec {
     pub fn blank(size_bytes: u64) -> Self {
         Self::new(VolumeSource::Blank, Some(size_bytes))
     }
+    /// A volume to be [filled from an image](super::Pool::import): as large as the image unless
+    /// [`size`](Self::size) says more.
+    pub fn image() -> Self {
+        Self::new(VolumeSource::Blank, None)
+    }
     /// A clone of a snapshot, as large as it unless [`size`](Self::size) says more.
     pub fn from_snapshot(snapshot: SnapshotId) -> Self {
         Self::new(VolumeSource::Snapshot(snapshot), None)

@@ -181,6 +181,7 @@ impl Batch<'_> {
             }
             VolumeSource::Volume(id) => {
                 let record = catalogue::need_volume(table, id)?;
+                self.inner.need_alone(table, id, "clone")?;
                 match self.volume_status(id, &record)? {
                     status if status.allows_clone() => Ok(()),
                     status => Err(wrong_status(id, status, "clone")),
@@ -364,6 +365,7 @@ impl Batch<'_> {
                 return Err(busy_snapshot(*snapshot, "it is attached"));
             }
         }
+        self.drop_base(id)?;
         self.stage(|stage| {
             for (snapshot, record) in &doomed {
                 catalogue::remove_snapshot(stage, *snapshot, record)?;
