@@ -51,9 +51,9 @@ impl Header {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEAD];
         let proven = self.snapshot.fingerprint.is_some();
-        let flags = u32::from(self.base.is_some()) * HAS_BASE
-            | u32::from(self.same_volume) * SAME_VOLUME
-            | u32::from(proven) * HAS_FINGERPRINTS;
+        let flags = (u32::from(self.base.is_some()) * HAS_BASE)
+            | (u32::from(self.same_volume) * SAME_VOLUME)
+            | (u32::from(proven) * HAS_FINGERPRINTS);
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
         out[16..20].copy_from_slice(&flags.to_le_bytes());
