@@ -225,7 +225,9 @@ fn every_flipped_bit_and_every_cut_is_refused_and_leaves_no_trace() {
         let records = records(bytes);
         let starts: Vec<usize> = records.iter().map(|r| r.start).collect();
         let near_a_head = |at: usize| {
-            at < starts[0] || starts.iter().any(|start| (*start..*start + 48).contains(&at)) || at % 397 == 0
+            at < starts[0]
+                || starts.iter().any(|start| (*start..*start + 48).contains(&at))
+                || at.is_multiple_of(397)
         };
         for at in (0..bytes.len()).filter(|at| near_a_head(*at)) {
             let mut spoiled = bytes.to_vec();

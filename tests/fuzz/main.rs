@@ -4,7 +4,7 @@
 //! No panic, no run without end (the device counts what it is asked), and memory within twice the input's image
 //! plus 64 MiB. `SNAPVOL_SEED` and `SNAPVOL_FUZZ_CASES` repeat or extend a run; a failure prints its input as hex,
 //! which `SNAPVOL_FUZZ_INPUT=target:hex` runs alone.
-#![cfg(all(feature = "sim", feature = "internals"))]
+#![cfg(all(feature = "sim", feature = "internals", feature = "qcow2"))]
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
@@ -115,7 +115,7 @@ macro_rules! targets {
     )* };
 }
 
-targets! { superblock node page record catalogue open replay operations }
+targets! { superblock node page record catalogue open replay operations stream import }
 
 #[test]
 fn repair_leaves_a_whole_pool_as_it_is() {

@@ -1,6 +1,12 @@
 //! The seeds in `seeds/`, made from real pools: `SNAPVOL_WRITE_SEEDS=1 cargo test --all-features --test fuzz seeds`.
 
+use std::io::Read;
 use std::path::Path;
+
+use snapvol::{
+    AttachOptions, CreateOptions, Pool, SendOptions, SequentialIds, SnapshotSpec, StepClock, VolumeId,
+    VolumeSpec,
+};
 
 use crate::bodies::TARGETS;
 use crate::common::damage::{End, Subject};
@@ -19,6 +25,39 @@ fn thin(mut seeds: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     seeds.dedup_by_key(|seed| seed.len());
     let step = seeds.len().div_ceil(8).max(1);
     seeds.into_iter().step_by(step).collect()
+}
+
+/// A volume of a MiB with one block of data and one of zeroes.
+fn small_volume() -> (Pool, VolumeId) {
+    let ids = std::sync::Arc::new(SequentialIds::new(1));
+    let clock = std::sync::Arc::new(StepClock::new(1_700_000_000_000_000, 1));
+    let options = CreateOptions::new().limit_bytes(1 << 30).id_source(ids).clock(clock);
+    let pool = Pool::create_in_memory(options).unwrap();
+    let id = pool.create_volume(VolumeSpec::blank(1 << 20).name("v")).unwrap().id;
+    let disk = pool.attach(id, AttachOptions::new()).unwrap();
+    disk.write_at(&[7; BLOCK], 5 * BLOCK as u64).unwrap();
+    disk.write_zeroes(9 * BLOCK as u64, BLOCK as u64).unwrap();
+    drop(disk);
+    (pool, id)
+}
+
+/// An image of 32 KiB in clusters of 512 bytes, one of them data, one zeroes: header, L1, L2, data, refcount table.
+fn smallest_qcow2(version: u32) -> Vec<u8> {
+    let mut image = vec![0; 5 * 512];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    for (at, number) in [(4, version), (20, 9), (36, 1), (56, 1), (96, 4), (100, 104)] {
+        put(at, &number.to_be_bytes());
+    }
+    for (at, number) in [(24, 32u64 << 10), (40, 512), (48, 2048)] {
+        put(at, &number.to_be_bytes());
+    }
+    let copied = 1u64 << 63;
+    put(512, &(1024 | copied).to_be_bytes());
+    put(1024, &(1536 | copied).to_be_bytes());
+    put(1024 + 8 * 9, &1u64.to_be_bytes());
+    put(1536, &[7; 512]);
+    image
 }
 
 /// Seeds for one target.
@@ -94,6 +133,26 @@ pub(crate) fn made_for(target: &str) -> Vec<Vec<u8>> {
         .map(<[u8]>::to_vec)
         .to_vec(),
         "operations" => (0..6).map(|n| random(7 * (10 + 12 * n), &[n as u8])).collect(),
+        "stream" => {
+            let streams = [false, true].map(|changes| {
+                let (pool, id) = small_volume();
+                let first =
+                    pool.create_snapshot(id, SnapshotSpec::new().name("a").metadata("k", "v")).unwrap().id;
+                let disk = pool.attach(id, AttachOptions::new()).unwrap();
+                disk.discard(0, 1 << 20).unwrap();
+                drop(disk);
+                let second = pool.create_snapshot(id, SnapshotSpec::new()).unwrap().id;
+                let (of, options) = match changes {
+                    true => (second, SendOptions::new().since(first)),
+                    false => (first, SendOptions::new()),
+                };
+                let mut bytes = Vec::new();
+                pool.send(of, options).unwrap().read_to_end(&mut bytes).unwrap();
+                bytes
+            });
+            streams.iter().flat_map(|bytes| [0, 1].map(|mode| [&[mode][..], bytes].concat())).collect()
+        }
+        "import" => [2, 3].map(smallest_qcow2).to_vec(),
         other => panic!("{other} has no seeds"),
     }
 }

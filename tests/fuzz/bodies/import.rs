@@ -1,6 +1,5 @@
 //! Disk images that somebody else made up, imported into an empty pool.
 
-use std::fs::OpenOptions;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
@@ -22,11 +21,7 @@ pub(crate) fn import(bytes: &[u8]) -> Result<(), Error> {
         .cache_bytes(1 << 20)
         .background(Background::Manual);
     let pool = Pool::create_in_memory(options).expect("valid options");
-    // A name is needed only to open the file; nothing is left of a run that ends badly.
-    let path = std::env::temp_dir().join(format!("snapvol-import-{}", std::process::id()));
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).expect("a file");
-    std::fs::remove_file(&path).expect("its name removed");
+    let file = tempfile::tempfile().expect("a file");
     file.write_all_at(bytes, 0).expect("its content");
     // An image may say that an EiB of it is compressed data; whoever imports it watches the same numbers.
     let mut pieces = 0;

@@ -5,9 +5,11 @@
 //! stream, an image format) adds a function here, a line to [`TARGETS`], a target and some seeds.
 
 mod image;
+mod import;
 mod log;
 mod ops;
 mod repair;
+mod stream;
 mod watch;
 
 pub(crate) use image::{assert_repair_changes_nothing, open};
@@ -20,7 +22,7 @@ use watch::Watched;
 pub(crate) type Body = fn(&[u8]);
 
 /// All of them by the name of their target, which is also that of the folder with their seeds.
-pub(crate) const TARGETS: [(&str, Body); 8] = [
+pub(crate) const TARGETS: [(&str, Body); 10] = [
     ("superblock", decode::superblock),
     ("node", decode::node),
     ("page", decode::page),
@@ -29,6 +31,8 @@ pub(crate) const TARGETS: [(&str, Body); 8] = [
     ("open", open),
     ("replay", replay),
     ("operations", operations),
+    ("stream", stream::stream),
+    ("import", import::qcow2),
 ];
 
 /// Takes an input apart, from the front. What is missing is zero.
