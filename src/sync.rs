@@ -1,6 +1,6 @@
 //! Locks and atomics of everything that threads share: `parking_lot` and `std`, and nothing else.
 //!
-//! Under `--cfg snapvol_shuttle` they are those of the model checker instead, so that the tests in `models/` run
+//! Under `--cfg snapvol_shuttle` they are those of the model checker instead, so that the tests in `tests/models/` run
 //! the engine itself in many orders of its threads, and not a copy of it. Counters and whatever else may be read
 //! late without harm stay with `std`: every atomic here is a point at which a model changes threads.
 

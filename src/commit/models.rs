@@ -1,4 +1,4 @@
-//! Models of single parts of this room, to be run by shuttle in many orders of their threads: see `models/`.
+//! Models of single parts of this room, to be run by shuttle in many orders of their threads: see `tests/models/`.
 
 use std::sync::Arc;
 
