@@ -234,8 +234,6 @@ fn settle_difference<K: Kind>(
 
 /// Everything a checkpoint is about to write, and what to do once it is durable.
 struct Built {
-    /// Metadata blocks that were written.
-    blocks: usize,
     maps: Placed<Extents>,
     pairs: Placed<Pairs>,
     catalogue: Catalogue,
@@ -340,9 +338,8 @@ impl Engine {
         )?;
         let punch = if self.config.host_discard { ledger.freed_runs() } else { Vec::new() };
         let closing = ledger.close(generation, &mut sink)?;
-        let blocks = sink.finish()?;
+        sink.finish()?;
         Ok(Built {
-            blocks,
             maps,
             pairs,
             catalogue: tree,
@@ -425,7 +422,7 @@ impl Engine {
             }
         });
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-        event!(generation, blocks = built.blocks, "checkpoint durable");
+        event!(generation, "checkpoint durable");
         self.reclaim_done(built.reclaimed);
         Ok(())
     }

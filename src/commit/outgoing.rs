@@ -20,18 +20,16 @@ const BATCH: usize = 1024;
 pub(super) struct Outgoing<'a> {
     engine: &'a Engine,
     waiting: Vec<(BlockAddr, Box<[u8; BLOCK]>)>,
-    blocks: usize,
 }
 
 impl<'a> Outgoing<'a> {
     pub(super) fn new(engine: &'a Engine) -> Self {
-        Self { engine, waiting: Vec::new(), blocks: 0 }
+        Self { engine, waiting: Vec::new() }
     }
 
-    /// Writes what is left. Returns the number of blocks written in all; durable after the next sync.
-    pub(super) fn finish(mut self) -> Result<usize> {
-        self.write()?;
-        Ok(self.blocks)
+    /// Writes what is left. Durable after the next sync.
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.write()
     }
 
     fn write(&mut self) -> Result<()> {
@@ -47,7 +45,6 @@ impl<'a> Outgoing<'a> {
                 wrote.map_err(io("write", offset, run.len() as u64))?;
             }
         }
-        self.blocks += batch.len();
         let bytes = (batch.len() * BLOCK) as u64;
         self.engine.counters.checkpoint_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
