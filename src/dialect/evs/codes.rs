@@ -151,7 +151,12 @@ impl From<Error> for Refusal {
             Error::Busy { .. } => LOCKED,
             Error::ReadOnly { .. } => POLICY,
             Error::Unsupported(_) => UNSUPPORTED,
-            Error::Locked | Error::Closed => UNAVAILABLE,
+            Error::Locked
+            | Error::Closed
+            | Error::Cancelled { .. }
+            | Error::OutOfMemory { .. }
+            | Error::Target { .. } => UNAVAILABLE,
+            Error::Refused { .. } => BODY,
             Error::Corrupt(_) | Error::Io { .. } | Error::Poisoned => INTERNAL,
         };
         // What is wrong inside is the operator's business.
@@ -168,6 +173,7 @@ fn argument(rule: Violation, field: &str) -> Code {
         | Violation::ReservedName
         | Violation::Range
         | Violation::Id
+        | Violation::Ambiguous
         | Violation::Page
         | Violation::Filter => BODY,
         Violation::WrongType => TYPE,
