@@ -44,7 +44,8 @@
 //!
 //! # Features
 //!
-//! Features only add. `nbd` serves a pool to NBD clients ([`nbd`]); `qcow2` reads qcow2 images ([`image`]); `sim` makes
+//! Features only add. `dialect` answers the requests of three documented clouds (`dialect::handle`); `nbd` serves a
+//! pool to NBD clients ([`nbd`]); `qcow2` reads qcow2 images ([`image`]); `sim` makes
 //! the fault-injecting simulated device (`device::sim`) public, with which you can crash-test your own program;
 //! `tracing` reports what happens inside.
 
@@ -58,6 +59,8 @@ pub mod backup;
 mod check;
 mod commit;
 pub mod device;
+#[cfg(feature = "dialect")]
+pub mod dialect;
 mod error;
 mod extent;
 mod format;

@@ -238,7 +238,7 @@ impl Limits {
         text.map_or(Ok(()), |text| self.description.check("description", text))
     }
 
-    pub(super) fn check_size(&self, size_bytes: u64, system: bool) -> Result<()> {
+    pub(crate) fn check_size(&self, size_bytes: u64, system: bool) -> Result<()> {
         let (step, most) = (
             self.step_bytes,
             if system { self.max_system_bytes.min(self.max_bytes) } else { self.max_bytes },

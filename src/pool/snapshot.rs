@@ -178,7 +178,7 @@ impl SnapshotSpec {
         self
     }
 
-    pub(super) fn check(&self, limits: &Limits) -> Result<()> {
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         limits.check_name(self.name.as_deref(), 0)?;
         limits.check_description(self.description.as_deref())?;
         let prefixed = self.name.as_deref().is_some_and(|name| name.starts_with(BACKUP_SNAPSHOT_PREFIX));

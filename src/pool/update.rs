@@ -58,7 +58,7 @@ macro_rules! update {
             }
 
             /// What can be said without looking at the object.
-            pub(super) fn check(&self, limits: &Limits) -> Result<()> {
+            pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
                 limits.check_name(self.name.as_ref().and_then(|n| n.as_deref()), 0)?;
                 limits.check_description(self.description.as_ref().and_then(|d| d.as_deref()))?;
                 check_metadata(&self.merge_metadata)?;

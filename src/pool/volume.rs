@@ -238,7 +238,6 @@ impl VolumeSpec {
         self
     }
 
-    /// What can be said without looking at anything; the name has to leave room for `reserve_bytes` more.
     /// The backup that it is to be filled from, and the size it is to have.
     pub(crate) fn backup_source(&self) -> Option<(BackupId, Option<u64>)> {
         match self.source {
@@ -252,7 +251,8 @@ impl VolumeSpec {
         self.zone.as_deref()
     }
 
-    pub(super) fn check(&self, limits: &Limits, reserve_bytes: usize) -> Result<()> {
+    /// What can be said without looking at anything; the name has to leave room for `reserve_bytes` more.
+    pub(crate) fn check(&self, limits: &Limits, reserve_bytes: usize) -> Result<()> {
         if self.size_bytes.is_none() && self.source == VolumeSource::Blank {
             return Err(Error::invalid("size_bytes", Violation::Size, "a blank volume needs a size"));
         }

@@ -1,0 +1,82 @@
+//! What the one who serves the dialects chooses.
+
+use crate::pool::Limits;
+
+/// How requests are answered. A value: it can be changed from one request to the next.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use]
+pub struct Config {
+    pub(super) evs: Limits,
+    pub(super) cbs: Limits,
+    pub(super) ucloud: Limits,
+    pub(super) region: Option<String>,
+    pub(super) caller_project: Option<String>,
+    pub(super) strict_cascade: bool,
+    pub(super) null_links: bool,
+    pub(super) utc_offset_seconds: i32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Config {
+    /// Each dialect under the limits of its documents, any region, any project.
+    pub fn new() -> Self {
+        Self {
+            evs: Limits::evs(),
+            cbs: Limits::cbs(),
+            ucloud: Limits::ucloud(),
+            region: None,
+            caller_project: None,
+            strict_cascade: false,
+            null_links: false,
+            utc_offset_seconds: 0,
+        }
+    }
+    /// The limits for EVS requests; sizes stay whole GiB whatever they say.
+    pub fn evs_limits(mut self, limits: Limits) -> Self {
+        self.evs = limits;
+        self
+    }
+    /// The limits for CBS requests.
+    pub fn cbs_limits(mut self, limits: Limits) -> Self {
+        self.cbs = limits;
+        self
+    }
+    /// The limits for UCloud requests.
+    pub fn ucloud_limits(mut self, limits: Limits) -> Self {
+        self.ucloud = limits;
+        self
+    }
+    /// The region of this store. A request that names another finds nothing; without one, any is its own.
+    pub fn region(mut self, name: impl Into<String>) -> Self {
+        self.region = Some(name.into());
+        self
+    }
+    /// The caller's project, where the embedder knows it: an EVS request for another is refused (EVS.0001).
+    /// Otherwise any project in a path is served.
+    pub fn caller_project(mut self, id: impl Into<String>) -> Self {
+        self.caller_project = Some(id.into());
+        self
+    }
+    /// Whether deleting a volume that has snapshots needs `cascade=true`, as in OpenStack. Off unless set: they go
+    /// with it, as the EVS documents say.
+    pub fn strict_cascade(mut self, on: bool) -> Self {
+        self.strict_cascade = on;
+        self
+    }
+    /// Whether the link to a next page that is not there is printed as null, as in the EVS samples, or left out.
+    pub fn null_links(mut self, on: bool) -> Self {
+        self.null_links = on;
+        self
+    }
+    /// In which offset from UTC, in seconds, CBS prints times; at most 26 hours either way. UTC unless set.
+    pub fn utc_offset_seconds(mut self, seconds: i32) -> Self {
+        self.utc_offset_seconds = seconds.clamp(-93_599, 93_599);
+        self
+    }
+}

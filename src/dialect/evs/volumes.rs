@@ -1,0 +1,404 @@
+//! Volumes: create, list, show, update, delete, and the actions on them.
+
+use std::collections::BTreeMap;
+
+use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::dialect::call::{Call, json};
+use crate::error::Error;
+use crate::pool::{
+    AttachmentSpec, Snapshots, VolumeQuery, VolumeSource, VolumeSpec, VolumeStatus, VolumeUpdate,
+};
+use crate::units::{AttachmentId, BackupId, ImageId, SnapshotId, VolumeId};
+
+use super::codes::{
+    BODY, COUNT, CREATE, EXTEND, NOT_FOUND, NOT_LARGER, NOTHING, NULL_VOLUME, Refusal, SHAREABLE, SIZE,
+    SOURCES, STATUS_FILTER, UNSUPPORTED, ZONE_FILTER,
+};
+use super::input::{Flag, Metadata, Whole, metadata, object, typed, under};
+use super::listing::{Paging, Parameters, metadata_filter, order};
+use super::scope::Scope;
+use super::shapes::{BriefVolume, DetailedVolume, FullVolume, Link, bytes, gib};
+use super::{Answer, empty};
+
+const HINTS: &str = "OS-SCH-HNT:scheduler_hints";
+
+/// `volume` of a request to create one.
+#[derive(Deserialize)]
+struct NewVolume {
+    name: Option<String>,
+    display_name: Option<String>,
+    description: Option<String>,
+    display_description: Option<String>,
+    availability_zone: Option<String>,
+    volume_type: Option<String>,
+    size: Option<Whole>,
+    count: Option<Whole>,
+    metadata: Option<Metadata>,
+    #[serde(rename = "imageRef")]
+    image_ref: Option<String>,
+    snapshot_id: Option<String>,
+    source_volid: Option<String>,
+    backup_id: Option<String>,
+    multiattach: Option<Flag>,
+    shareable: Option<Value>,
+    consistencygroup_id: Option<Value>,
+    source_replica: Option<Value>,
+    #[serde(rename = "OS-SCH-HNT:scheduler_hints")]
+    scheduler_hints: Option<Map<String, Value>>,
+}
+
+/// Says a text of a new volume.
+type Setter = fn(VolumeSpec, String) -> VolumeSpec;
+
+/// The source of data, before anything was looked up.
+enum Named {
+    Blank,
+    Snapshot(String),
+    Volume(String),
+    Image(String),
+    Backup(String),
+}
+
+#[derive(Serialize)]
+struct OneVolume<T> {
+    volume: T,
+}
+
+#[derive(Serialize)]
+struct ManyVolumes<T> {
+    volumes: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volumes_links: Option<Option<Vec<Link>>>,
+}
+
+pub(super) fn create(scope: &Scope<'_>, call: &Call<'_>) -> Answer {
+    let mut body = object(call.body)?;
+    let given: NewVolume = under(&mut body, "volume", CREATE)?;
+    let beside = match body.remove(HINTS) {
+        None | Some(Value::Null) => None,
+        Some(hints) => Some(typed::<Map<String, Value>>(hints)?),
+    };
+    for (name, value) in
+        [("consistencygroup_id", &given.consistencygroup_id), ("source_replica", &given.source_replica)]
+    {
+        if value.is_some() {
+            return Err(Refusal::new(UNSUPPORTED, format!("{name} is null, or not given")));
+        }
+    }
+    let shareable = match &given.shareable {
+        None => None,
+        Some(value) => match Flag::of(value) {
+            Some(flag) => Some(flag),
+            None => return Err(Refusal::new(SHAREABLE, "it is true or false")),
+        },
+    };
+    let source = match (given.snapshot_id, given.source_volid, given.image_ref, given.backup_id) {
+        (None, None, None, None) => Named::Blank,
+        (Some(id), None, None, None) => Named::Snapshot(id),
+        (None, Some(id), None, None) => Named::Volume(id),
+        (None, None, Some(id), None) => Named::Image(id),
+        (None, None, None, Some(id)) => Named::Backup(id),
+        _ => return Err(Refusal::new(SOURCES, "source_volid counts, too")),
+    };
+    if given.size.is_none() && matches!(source, Named::Blank | Named::Image(_)) {
+        return Err(Refusal::new(SIZE, "it is needed"));
+    }
+    let count = match given.count {
+        None => 1,
+        Some(Whole(n)) => match u32::try_from(n) {
+            Ok(n @ 1..=100) => n,
+            _ => return Err(Refusal::new(COUNT, format!("1 to 100 are created at once, {n} asked for"))),
+        },
+    };
+    let metadata = metadata(given.metadata)?.unwrap_or_default();
+    let (name, description) =
+        (given.name.or(given.display_name), given.description.or(given.display_description));
+    let hints = given.scheduler_hints.or(beside).map(|hints| Value::Object(hints).to_string());
+    let multiattach = given.multiattach.or(shareable).is_some_and(|flag| flag.0);
+    let dress = |source: VolumeSource| {
+        let mut spec = of_source(source, given.size.map(|size| bytes(size.0)));
+        let texts: [(&Option<String>, Setter); 5] = [
+            (&name, VolumeSpec::name),
+            (&description, VolumeSpec::description),
+            (&given.availability_zone, VolumeSpec::zone),
+            (&given.volume_type, VolumeSpec::volume_type),
+            (&hints, VolumeSpec::placement),
+        ];
+        for (text, set) in texts {
+            if let Some(text) = text {
+                spec = set(spec, text.clone());
+            }
+        }
+        spec.metadata_map(metadata.clone()).multiattach(multiattach).project(scope.project.clone())
+    };
+    // What can be said without looking comes before what is not there: an id that names nothing stands in.
+    let nobody = match source {
+        Named::Blank => VolumeSource::Blank,
+        Named::Snapshot(_) => VolumeSource::Snapshot(SnapshotId::new(Uuid::nil())),
+        Named::Volume(_) => VolumeSource::Volume(VolumeId::new(Uuid::nil())),
+        Named::Image(_) => VolumeSource::Image(ImageId::new(Uuid::nil())),
+        Named::Backup(_) => VolumeSource::Backup(BackupId::new(Uuid::nil())),
+    };
+    let refused = |error: Error| -> Refusal {
+        let unknown_type =
+            matches!(&error, Error::InvalidArgument { rule: crate::Violation::VolumeType, .. });
+        if unknown_type && !scope.version.is_v2() {
+            return Refusal::new(NOT_FOUND, error.to_string());
+        }
+        error.into()
+    };
+    let reserve = if count > 1 { "-0001".len() } else { 0 };
+    dress(nobody).check(scope.pool.limits(), reserve).map_err(refused)?;
+    let found = match source {
+        Named::Blank => VolumeSource::Blank,
+        Named::Snapshot(id) => VolumeSource::Snapshot(scope.snapshot_id(&id)?),
+        Named::Volume(id) => VolumeSource::Volume(scope.volume_id(&id)?),
+        Named::Image(id) => VolumeSource::Image(scope.pool.find_image(&id)?),
+        Named::Backup(id) => return Err(Refusal::not_found("backup", &id)),
+    };
+    let mut made = scope.pool.create_volumes(dress(found), count).map_err(refused)?;
+    let volume = FullVolume::just_made(scope, made.swap_remove(0));
+    Ok(json(StatusCode::ACCEPTED, &OneVolume { volume }))
+}
+
+fn of_source(source: VolumeSource, size_bytes: Option<u64>) -> VolumeSpec {
+    let spec = match source {
+        VolumeSource::Blank => return VolumeSpec::blank(size_bytes.unwrap_or(0)),
+        VolumeSource::Snapshot(id) => VolumeSpec::from_snapshot(id),
+        VolumeSource::Volume(id) => VolumeSpec::from_volume(id),
+        VolumeSource::Image(id) => VolumeSpec::from_image(id),
+        // Until one is given: the smallest there is.
+        VolumeSource::Backup(id) => VolumeSpec::from_backup(id, bytes(1)),
+    };
+    match size_bytes {
+        Some(size_bytes) => spec.size(size_bytes),
+        None => spec,
+    }
+}
+
+pub(super) fn list(scope: &Scope<'_>, call: &Call<'_>, detail: bool) -> Answer {
+    let parameters = Parameters(&call.query);
+    let paging = Paging::of(&parameters, scope.version)?;
+    let mut query = VolumeQuery::new().project(scope.project.clone()).offset(paging.offset);
+    for (key, direction) in order(&parameters)? {
+        query = query.sort(key, direction);
+    }
+    if let Some(name) = parameters.get("name").or(parameters.get("display_name")) {
+        query = query.name(name);
+    }
+    let mut nothing = paging.limit == 0;
+    if let Some(status) = parameters.get("status") {
+        match status.parse::<VolumeStatus>() {
+            Ok(status) => query = query.status(status),
+            Err(error) if scope.version.is_v2() => {
+                return Err(Refusal::new(STATUS_FILTER, error.to_string()));
+            }
+            Err(_) => nothing = true,
+        }
+    }
+    if let Some(zone) = parameters.get("availability_zone") {
+        if zone.is_empty() {
+            return Err(Refusal::new(ZONE_FILTER, "it is empty"));
+        }
+        query = query.zone(zone);
+    }
+    if let Some(on) = parameters.flag("bootable")? {
+        query = query.bootable(on);
+    }
+    if let Some(text) = parameters.get("metadata") {
+        for (key, value) in metadata_filter(text)? {
+            query = query.metadata(key, value);
+        }
+    }
+    if let Some(marker) = parameters.get("marker") {
+        query = query.marker(scope.volume_id(marker)?);
+    }
+    let volumes =
+        if nothing { Vec::new() } else { scope.pool.list_volumes(&query.limit(paging.limit.max(1)))?.items };
+    let last = volumes.last().map(|v| v.id.to_string());
+    let base = scope.here(call);
+    let links = paging.links(&parameters, &base, last, volumes.len());
+    let volumes_links = scope.next_links(links);
+    if detail {
+        let volumes = volumes.into_iter().map(|v| DetailedVolume::new(scope, v)).collect();
+        return Ok(json(StatusCode::OK, &ManyVolumes { volumes, volumes_links }));
+    }
+    let volumes = volumes.into_iter().map(|v| BriefVolume::new(scope, v)).collect();
+    Ok(json(StatusCode::OK, &ManyVolumes { volumes, volumes_links }))
+}
+
+/// How much there is in all.
+pub(super) fn summary(scope: &Scope<'_>) -> Answer {
+    let usage = scope.pool.usage(&scope.project)?;
+    let summary = BTreeMap::from([("total_count", usage.volumes), ("total_size", gib(usage.volume_bytes))]);
+    Ok(json(StatusCode::OK, &BTreeMap::from([("volume-summary", summary)])))
+}
+
+pub(super) fn show(scope: &Scope<'_>, id: &str) -> Answer {
+    let volume = DetailedVolume::new(scope, scope.volume(id)?);
+    Ok(json(StatusCode::OK, &OneVolume { volume }))
+}
+
+/// `volume` or `snapshot` of a request to change one.
+#[derive(Deserialize)]
+pub(super) struct Changed {
+    pub(super) name: Option<String>,
+    pub(super) display_name: Option<String>,
+    pub(super) description: Option<String>,
+    pub(super) display_description: Option<String>,
+    pub(super) metadata: Option<Metadata>,
+}
+
+pub(super) fn update(scope: &Scope<'_>, call: &Call<'_>, id: &str) -> Answer {
+    let given: Changed = super::input::envelope(call.body, "volume", NULL_VOLUME)?;
+    let mut update = VolumeUpdate::new();
+    if let Some(name) = given.name.or(given.display_name) {
+        update = update.name(Some(name));
+    }
+    if let Some(description) = given.description.or(given.display_description) {
+        update = update.description(Some(description));
+    }
+    if let Some(metadata) = metadata(given.metadata)? {
+        update = update.metadata(metadata);
+    }
+    if update == VolumeUpdate::new() {
+        return Err(Refusal::new(NOTHING, ""));
+    }
+    update.check(scope.pool.limits())?;
+    let volume = scope.pool.update_volume(scope.volume_id(id)?, update)?;
+    Ok(json(StatusCode::OK, &OneVolume { volume: FullVolume::new(scope, volume) }))
+}
+
+pub(super) fn delete(scope: &Scope<'_>, call: &Call<'_>, id: &str) -> Answer {
+    let cascade = Parameters(&call.query).get("cascade").and_then(Flag::of_text).is_some_and(|flag| flag.0);
+    let snapshots =
+        if scope.config.strict_cascade && !cascade { Snapshots::Refuse } else { Snapshots::Delete };
+    // Durable now; the space comes back in the background.
+    let _ = scope.pool.delete_volume(scope.volume_id(id)?, snapshots)?;
+    Ok(empty(StatusCode::ACCEPTED))
+}
+
+#[derive(Deserialize)]
+struct Extend {
+    new_size: Option<Whole>,
+}
+
+#[derive(Deserialize)]
+struct Attach {
+    instance_uuid: Option<String>,
+    mountpoint: Option<String>,
+    host_name: Option<String>,
+    mode: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Detach {
+    attachment_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SetBootable {
+    bootable: Option<Flag>,
+}
+
+#[derive(Deserialize)]
+struct SetReadOnly {
+    readonly: Option<Flag>,
+}
+
+fn needed<T>(value: Option<T>, name: &str) -> Result<T, Refusal> {
+    value.ok_or_else(|| Refusal::new(BODY, format!("{name:?} is needed")))
+}
+
+/// One action: the name of the only key says which.
+pub(super) fn action(scope: &Scope<'_>, call: &Call<'_>, id: &str) -> Answer {
+    let mut body = object(call.body)?;
+    let mut names = body.keys();
+    let (Some(name), None) = (names.next().cloned(), names.next()) else {
+        return Err(Refusal::new(BODY, format!("one action is needed, {} given", body.len())));
+    };
+    // Many actions have nothing to say, and say it with a null.
+    if !["os-extend", "os-attach"].contains(&name.as_str())
+        && let Some(nothing @ Value::Null) = body.get_mut(&name)
+    {
+        *nothing = Value::Object(Map::new());
+    }
+    let pool = scope.pool;
+    let done: Response<Vec<u8>> = match name.as_str() {
+        "os-extend" => return extend(scope, &mut body, id),
+        "os-attach" => return attach(scope, &mut body, id),
+        "os-detach" => {
+            let given: Detach = under(&mut body, &name, BODY)?;
+            let volume = scope.volume_id(id)?;
+            let which = match given.attachment_id {
+                None => None,
+                Some(text) => match text.parse::<AttachmentId>() {
+                    Ok(id) => Some(id),
+                    Err(_) => return Err(Refusal::not_found("attachment", &text)),
+                },
+            };
+            pool.detach_server(volume, which)?;
+            empty(StatusCode::ACCEPTED)
+        }
+        "os-reserve" | "os-unreserve" | "os-begin_detaching" | "os-roll_detaching" => {
+            let _: Map<String, Value> = under(&mut body, &name, BODY)?;
+            let volume = scope.volume_id(id)?;
+            match name.as_str() {
+                "os-reserve" => pool.reserve(volume)?,
+                "os-unreserve" => pool.unreserve(volume)?,
+                "os-begin_detaching" => pool.begin_detaching(volume)?,
+                _ => pool.roll_detaching(volume)?,
+            }
+            empty(StatusCode::ACCEPTED)
+        }
+        "os-set_bootable" => {
+            let given: SetBootable = under(&mut body, &name, BODY)?;
+            let on = needed(given.bootable, "bootable")?.0;
+            pool.set_bootable(scope.volume_id(id)?, on)?;
+            empty(StatusCode::OK)
+        }
+        "os-update_readonly_flag" => {
+            let given: SetReadOnly = under(&mut body, &name, BODY)?;
+            let on = needed(given.readonly, "readonly")?.0;
+            pool.set_read_only(scope.volume_id(id)?, on)?;
+            empty(StatusCode::ACCEPTED)
+        }
+        other => return Err(Refusal::new(BODY, format!("there is no action {other:?}"))),
+    };
+    Ok(done)
+}
+
+fn extend(scope: &Scope<'_>, body: &mut Map<String, Value>, id: &str) -> Answer {
+    let given: Extend = under(body, "os-extend", EXTEND)?;
+    let Some(Whole(new_size)) = given.new_size else {
+        return Err(Refusal::new(EXTEND, "\"new_size\" is needed"));
+    };
+    if new_size < 1 {
+        let size = gib(scope.volume(id)?.size_bytes);
+        return Err(Refusal::new(NOT_LARGER, format!("it has {size} GB, {new_size} given")));
+    }
+    scope.pool.limits().check_size(bytes(new_size), false)?;
+    scope.pool.extend(scope.volume_id(id)?, bytes(new_size))?;
+    Ok(empty(StatusCode::ACCEPTED))
+}
+
+fn attach(scope: &Scope<'_>, body: &mut Map<String, Value>, id: &str) -> Answer {
+    let given: Attach = under(body, "os-attach", BODY)?;
+    let server = needed(given.instance_uuid, "instance_uuid")?;
+    let device = needed(given.mountpoint, "mountpoint")?;
+    let read_only = match given.mode.as_deref() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(other) => return Err(Refusal::new(BODY, format!("mode is \"rw\" or \"ro\", {other:?} given"))),
+    };
+    let mut spec = AttachmentSpec::new(server).device(device).read_only(read_only);
+    if let Some(host) = given.host_name {
+        spec = spec.host_name(host);
+    }
+    scope.pool.attach_server(scope.volume_id(id)?, spec)?;
+    Ok(empty(StatusCode::ACCEPTED))
+}
