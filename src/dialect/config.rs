@@ -12,6 +12,8 @@ pub struct Config {
     pub(super) ucloud: Limits,
     pub(super) region: Option<String>,
     pub(super) caller_project: Option<String>,
+    pub(super) company: i64,
+    pub(super) admin: bool,
     pub(super) strict_cascade: bool,
     pub(super) null_links: bool,
     pub(super) utc_offset_seconds: i32,
@@ -32,6 +34,8 @@ impl Config {
             ucloud: Limits::ucloud(),
             region: None,
             caller_project: None,
+            company: 0,
+            admin: false,
             strict_cascade: false,
             null_links: false,
             utc_offset_seconds: 0,
@@ -61,6 +65,17 @@ impl Config {
     /// Otherwise any project in a path is served.
     pub fn caller_project(mut self, id: impl Into<String>) -> Self {
         self.caller_project = Some(id.into());
+        self
+    }
+    /// The tenant whose store this is: the `CompanyID` of UCloud answers. 0 unless set.
+    pub fn company(mut self, id: i64) -> Self {
+        self.company = id;
+        self
+    }
+    /// Whether the caller is an administrator, to whom UCloud's `CompanyID` applies: one of another tenant finds
+    /// nothing then. Others' is not looked at. Off unless set.
+    pub fn admin(mut self, on: bool) -> Self {
+        self.admin = on;
         self
     }
     /// Whether deleting a volume that has snapshots needs `cascade=true`, as in OpenStack. Off unless set: they go

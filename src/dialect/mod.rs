@@ -24,10 +24,12 @@
 //! ```
 
 mod call;
-mod cbs;
+pub mod cbs;
 mod config;
 mod evs;
-mod ucloud;
+mod lookup;
+mod params;
+pub mod ucloud;
 
 use http::{Method, Request, Response};
 

@@ -1,18 +1,17 @@
-//! CBS.
+//! CBS: the snapshot family, `GET` or form `POST` of `/v2/index.php?Action=...`.
+//!
+//! Actions: `DescribeSnapshots`, `CreateSnapshot`, `ModifySnapshot`, `ApplySnapshot` (a rollback), `DeleteSnapshot`.
+//! The HTTP status is always 200, but for a body that is too large; `code` says what happened. Callers see every
+//! project. Ids are printed as aliases; a volume that is gone has no alias left and is printed as its UUID.
+//!
+//! The types are those of the documents, for servers and clients: what is written in two ways there is read in both.
 
-use http::{Response, StatusCode};
+mod code;
+mod serve;
+mod types;
 
-use crate::pool::Pool;
-
-use super::call::{Call, json};
-use super::config::Config;
-
-/// What a body over the limit gets.
-pub(super) fn body_too_large() -> Response<Vec<u8>> {
-    json(StatusCode::PAYLOAD_TOO_LARGE, &())
-}
-
-/// Answers one request.
-pub(super) fn answer(_pool: &Pool, _config: &Config, _call: &Call<'_>) -> Response<Vec<u8>> {
-    json(StatusCode::NOT_IMPLEMENTED, &())
-}
+pub(super) use serve::{answer, body_too_large};
+pub use types::{
+    Answer, CreateSnapshot, DeleteSnapshot, DescribeSnapshots, DiskType, Nothing, Outcome, Snapshot,
+    SnapshotStatus,
+};

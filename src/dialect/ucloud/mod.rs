@@ -1,18 +1,16 @@
-//! UCloud.
+//! UCloud: the snapshot family, `GET`, form `POST` or JSON `POST` of `/?Action=...`.
+//!
+//! Actions: `CreateSnapshot`, `DescribeSnapshot`, `RollbackSnapshot`, `DeleteSnapshot`, and `ModifyNameAndRemark` for
+//! snapshots. The HTTP status is always 200, but for a body that is too large; `RetCode` says what happened. Callers
+//! see every project unless they name some. Ids are printed as UUIDs.
+//!
+//! The types are those of the documents, for servers and clients: what is spelled in two ways there is read in both.
 
-use http::{Response, StatusCode};
+mod code;
+mod serve;
+mod types;
 
-use crate::pool::Pool;
-
-use super::call::{Call, json};
-use super::config::Config;
-
-/// What a body over the limit gets.
-pub(super) fn body_too_large() -> Response<Vec<u8>> {
-    json(StatusCode::PAYLOAD_TOO_LARGE, &())
-}
-
-/// Answers one request.
-pub(super) fn answer(_pool: &Pool, _config: &Config, _call: &Call<'_>) -> Response<Vec<u8>> {
-    json(StatusCode::NOT_IMPLEMENTED, &())
-}
+pub(super) use serve::{answer, body_too_large};
+pub use types::{
+    Answer, CreateSnapshot, DescribeSnapshot, DiskType, Nothing, SnapshotInfo, SnapshotStatus, SnapshotType,
+};

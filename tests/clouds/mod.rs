@@ -1,0 +1,133 @@
+//! What the tests of the CBS and UCloud dialects share: a store that is asked by requests, and what it shows.
+//!
+//! Each test file is a crate of its own and uses a part of this.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub(crate) mod random;
+
+use std::sync::Arc;
+
+use http::{Request, header};
+use serde_json::Value;
+use snapvol::dialect::{self, Config};
+use snapvol::{
+    AttachOptions, Background, CreateOptions, Pool, SequentialIds, SnapshotQuery, StepClock, Volume,
+    VolumeId, VolumeQuery, VolumeSpec,
+};
+
+pub(crate) const GIB: u64 = 1 << 30;
+/// 2016-05-17 19:58:48 UTC, the moment in the CBS sample.
+pub(crate) const SAMPLE_MICROS: u64 = 1_463_515_128_000_000;
+
+/// A small pool, driven by the test alone, in the moment of the sample.
+pub(crate) fn options() -> CreateOptions {
+    CreateOptions::new()
+        .blocks_per_chunk(64)
+        .limit_bytes(64 << 20)
+        .initial_bytes(0)
+        .log_bytes(1 << 20)
+        .cache_bytes(4 << 20)
+        .background(Background::Manual)
+        .id_source(Arc::new(SequentialIds::new(7)))
+        .clock(Arc::new(StepClock::new(SAMPLE_MICROS, 1)))
+}
+
+/// A pool and how its requests are answered.
+pub(crate) struct Store {
+    pub(crate) pool: Pool,
+    pub(crate) config: Config,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self { pool: Pool::create_in_memory(options()).unwrap(), config: Config::new() }
+    }
+
+    pub(crate) fn disk(&self, gib: u64) -> Volume {
+        self.pool.create_volume(VolumeSpec::blank(gib * GIB)).unwrap()
+    }
+
+    pub(crate) fn disk_of(&self, project: &str) -> Volume {
+        self.pool.create_volume(VolumeSpec::blank(GIB).project(project)).unwrap()
+    }
+
+    /// Any request; the answer's status and JSON.
+    pub(crate) fn ask<B: AsRef<[u8]>>(&self, request: Request<B>) -> (u16, Value) {
+        let answer = dialect::handle(&self.pool, &self.config, &request);
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
+        (answer.status().as_u16(), serde_json::from_slice(answer.body()).unwrap())
+    }
+
+    fn get(&self, uri: &str) -> Value {
+        let (status, answer) = self.ask(Request::get(uri).body("").unwrap());
+        assert_eq!(status, 200, "{uri}: {answer}");
+        answer
+    }
+
+    /// A CBS action with its parameters, by `GET`.
+    pub(crate) fn cbs(&self, query: &str) -> Value {
+        self.get(&format!("/v2/index.php?Action={query}"))
+    }
+
+    /// A UCloud action with its parameters, by `GET`.
+    pub(crate) fn ucloud(&self, query: &str) -> Value {
+        self.get(&format!("/?Action={query}"))
+    }
+
+    /// An EVS request that has to succeed; its answer.
+    pub(crate) fn evs(&self, request: http::request::Builder, body: &str) -> Value {
+        let (status, answer) = self.ask(request.body(body.to_owned()).unwrap());
+        assert!((200..300).contains(&status), "{status} {answer}");
+        answer
+    }
+
+    /// What is refused, leaves no trace: the answer's code under `key`.
+    pub(crate) fn refused(&self, key: &str, ask: impl FnOnce(&Self) -> Value) -> i64 {
+        let before = self.face();
+        let answer = ask(self);
+        assert_eq!(before, self.face(), "a refused call left a trace: {answer}");
+        let code = answer[key].as_i64().unwrap();
+        assert_ne!(code, 0, "{answer}");
+        code
+    }
+
+    pub(crate) fn refused_cbs(&self, query: &str) -> i64 {
+        self.refused("code", |store| store.cbs(query))
+    }
+
+    pub(crate) fn refused_ucloud(&self, query: &str) -> i64 {
+        self.refused("RetCode", |store| store.ucloud(query))
+    }
+
+    /// All that any listing shows.
+    pub(crate) fn face(&self) -> String {
+        let volumes = self.pool.list_volumes(&VolumeQuery::new().with_total(true)).unwrap();
+        let snapshots = self.pool.list_snapshots(&SnapshotQuery::new().with_total(true)).unwrap();
+        let projects = self.pool.projects().unwrap();
+        let usage: Vec<_> = projects.iter().map(|p| self.pool.usage(&p.id).unwrap()).collect();
+        format!("{volumes:?}{snapshots:?}{projects:?}{usage:?}{:?}", self.pool.zones().unwrap())
+    }
+
+    pub(crate) fn write(&self, id: VolumeId, byte: u8) {
+        let disk = self.pool.attach(id, AttachOptions::new()).unwrap();
+        disk.write_at(&[byte; 4096], 0).unwrap();
+        disk.flush().unwrap();
+    }
+
+    pub(crate) fn read(&self, id: VolumeId) -> u8 {
+        let mut bytes = [0; 4096];
+        self.pool.attach(id, AttachOptions::new()).unwrap().read_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|b| *b == bytes[0]));
+        bytes[0]
+    }
+}
+
+/// The keys of an object, in their order of the alphabet.
+pub(crate) fn keys(object: &Value) -> Vec<&str> {
+    object.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The same text so often, ready for a query.
+pub(crate) fn many(percent_encoded: &str, count: usize) -> String {
+    percent_encoded.repeat(count)
+}
