@@ -95,8 +95,11 @@ fn failed(op: &'static str, offset: u64, len: u64) -> impl FnOnce(io::Error) -> 
 }
 
 pub(crate) fn is_zero(block: &[u8]) -> bool {
-    // Compared in words by the library's own memcmp: the first difference ends it.
-    block.first().is_none_or(|first| *first == 0) && block[1..] == block[..block.len() - 1]
+    match block {
+        [] => true,
+        // Compared in words by the library's own memcmp: the first difference ends it.
+        [first, rest @ ..] => *first == 0 && *rest == block[..rest.len()],
+    }
 }
 
 #[cfg(test)]
