@@ -132,8 +132,7 @@ fn serve(options: Options) -> Outcome<()> {
 /// Serves until a signal comes; requests that are being served are answered.
 async fn answer(pool: Pool, options: Options) -> Outcome<()> {
     // From here on a signal is kept until it is looked at.
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|e| format!("cannot listen on {}: {e}", options.listen))?;
