@@ -1,4 +1,4 @@
-//! Lists around volumes, versions, projects, errors: OP-050 to OP-052, OP-064 to OP-071, OP-096 to OP-098.
+//! Lists around volumes, versions, projects, errors: OP-050 to OP-052, OP-064, OP-065, OP-068 to OP-071, OP-096 to OP-098.
 
 use std::collections::BTreeSet;
 
@@ -144,22 +144,6 @@ fn op_065_images() {
     let own = Cloud { config: Config::new().caller_project("somebody"), ..cloud };
     assert!(own.raw(Method::GET, "/v2/images", b"").is(200).ids("images").is_empty());
     own.raw(Method::GET, &one, b"").refused(404, "EVS.5404");
-}
-
-#[test]
-fn op_066_and_067_no_backups_are_kept_here_but_their_snapshots_show() {
-    let cloud = Cloud::new();
-    assert_eq!(cloud.get("backups").is(200).body, json!({ "backups": [] }));
-    cloud.refuses(404, "EVS.5404", |c| c.get(&format!("backups/{NOBODY}")));
-    cloud.refuses(501, "501", |c| c.post("backups", json!({ "backup": { "volume_id": NOBODY } })));
-    let volume = cloud.volume();
-    let run = cloud.pool.begin_backup(volume_id(&volume), SnapshotSpec::new()).unwrap();
-    assert_eq!(cloud.status(&volume), "backing-up");
-    let shown = cloud.get("snapshots").body["snapshots"][0].clone();
-    assert!(shown["name"].as_str().unwrap().starts_with("autobk_snapshot_"));
-    assert_eq!(shown["status"], "backing-up");
-    run.finish().unwrap();
-    assert_eq!(cloud.get("snapshots").body["snapshots"][0]["status"], "available");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![cfg(feature = "dialect")]
 #![allow(clippy::unwrap_used)]
 
+mod backups;
 mod lists;
 mod random;
 mod snapshots;
@@ -16,7 +17,7 @@ use http::{Method, Request};
 use serde_json::{Value, json};
 use snapvol::dialect::{self, Config};
 use snapvol::{
-    AttachOptions, Background, CreateOptions, Disk, ImageQuery, Pool, SequentialIds, SnapshotId,
+    AttachOptions, Background, BackupQuery, CreateOptions, Disk, ImageQuery, Pool, SequentialIds, SnapshotId,
     SnapshotQuery, StepClock, VolumeId, VolumeQuery,
 };
 
@@ -147,9 +148,10 @@ impl Cloud {
         let volumes = pool.list_volumes(&VolumeQuery::new()).unwrap();
         let snapshots = pool.list_snapshots(&SnapshotQuery::new()).unwrap();
         let images = pool.list_images(&ImageQuery::new()).unwrap();
+        let backups = pool.list_backups(&BackupQuery::new()).unwrap();
         let projects = pool.projects().unwrap();
         let usage: Vec<_> = projects.iter().map(|p| pool.usage(&p.id).unwrap()).collect();
-        format!("{volumes:?}{snapshots:?}{images:?}{projects:?}{usage:?}")
+        format!("{volumes:?}{snapshots:?}{images:?}{backups:?}{projects:?}{usage:?}")
     }
 
     /// A call that must be refused with this code, and change nothing.

@@ -141,8 +141,15 @@ fn path(choices: &mut Choices<'_>, names: &Names) -> (Method, &'static str, Stri
         18 => (Method::POST, "metadata", format!("cloudsnapshots/{snapshot}/metadata")),
         19 | 20 => (Method::POST, "rollback", format!("os-vendor-snapshots/{snapshot}/rollback")),
         21 => {
-            let lists =
-                ["limits", "types", "extensions", "backups", "volumes/summary", "os-availability-zone"];
+            let lists = [
+                "limits",
+                "types",
+                "extensions",
+                "backups",
+                "backups/detail",
+                "volumes/summary",
+                "os-availability-zone",
+            ];
             (Method::GET, "", choices.of(&lists).into())
         }
         22 => {

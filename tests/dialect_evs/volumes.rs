@@ -1,4 +1,4 @@
-//! Volumes: OP-035 to OP-063.
+//! Volumes: OP-035 to OP-063, but for OP-044.
 
 use http::Method;
 use serde_json::{Value, json};
@@ -157,13 +157,6 @@ fn op_043_from_an_image_of_which_the_volume_is_bootable_afterwards() {
     assert_eq!(cloud.read(made["id"].as_str().unwrap(), 0), 5);
     let queued = cloud.pool.create_image(ImageSpec::new().public(true)).unwrap().id.to_string();
     cloud.refuses(400, "EVS.5400", |c| create(c, json!({ "imageRef": queued, "size": 2 })));
-}
-
-#[test]
-fn op_044_a_backup_that_is_not_there_is_not_found() {
-    let cloud = Cloud::new();
-    cloud.refuses(404, "EVS.5404", |c| create(c, json!({ "backup_id": NOBODY })));
-    cloud.refuses(404, "EVS.5404", |c| create(c, json!({ "backup_id": NOBODY, "size": 1 })));
 }
 
 #[test]

@@ -1,6 +1,4 @@
-//! What volumes are made from and placed by: zones, images, backups, types, limits, versions.
-
-use std::collections::BTreeMap;
+//! What volumes are made from and placed by: zones, images, types, limits, versions.
 
 use http::{Response, StatusCode};
 use serde::Serialize;
@@ -110,21 +108,10 @@ pub(super) fn show_image(pool: &Pool, config: &Config, version: Version, text: &
     Ok(json(StatusCode::OK, &shown))
 }
 
-/// Backups are not kept by the pool: there are none to list.
-pub(super) fn backups(scope: &Scope<'_>, call: &Call<'_>) -> Answer {
-    let parameters = Parameters(&call.query);
-    Paging::of(&parameters, scope.version)?;
-    if let Some(marker) = parameters.get("marker") {
-        return Err(Refusal::not_found("backup", marker));
-    }
-    let mut body = BTreeMap::from([("backups", value!([]))]);
-    body.extend(scope.next_links(None).map(|_| ("backups_links", Value::Null)));
-    Ok(json(StatusCode::OK, &body))
-}
-
 pub(super) fn limits(scope: &Scope<'_>) -> Answer {
     let usage = scope.pool.usage(&scope.project)?;
     let limits = scope.pool.limits();
+    let (backups, backup_gib) = super::backups::used(scope)?;
     // -1: no limit.
     let most = |limit: Option<u64>| limit.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
     let body = value!({ "limits": { "rate": [], "absolute": {
@@ -136,8 +123,8 @@ pub(super) fn limits(scope: &Scope<'_>) -> Answer {
         "totalVolumesUsed": usage.volumes,
         "totalGigabytesUsed": gib(usage.volume_bytes),
         "totalSnapshotsUsed": usage.snapshots,
-        "totalBackupsUsed": 0,
-        "totalBackupGigabytesUsed": 0,
+        "totalBackupsUsed": backups,
+        "totalBackupGigabytesUsed": backup_gib,
     }}});
     Ok(json(StatusCode::OK, &body))
 }

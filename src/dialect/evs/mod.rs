@@ -11,12 +11,14 @@
 //! | `/{project}/snapshots`, `…/detail` | GET; POST on the first | lists, create; also as `cloudsnapshots` |
 //! | `/{project}/snapshots/{id}` | GET, PUT, DELETE | show, update, delete; also as `cloudsnapshots` |
 //! | `/{project}/os-vendor-snapshots/{id}/rollback` | POST | roll back; also under `cloudsnapshots` |
-//! | `/{project}/os-availability-zone`, `backups`, `limits`, `types`, `extensions` | GET | lists |
+//! | `/{project}/backups`, `…/detail`, `…/{id}` | GET | lists, show |
+//! | `/{project}/os-availability-zone`, `limits`, `types`, `extensions` | GET | lists |
 //!
 //! An order of looking holds for every request: the envelope, types, what is required, limits, existence, then what
 //! the native call looks at. So a request that is wrong in several ways is refused for the same reason always.
 
 mod around;
+mod backups;
 mod codes;
 mod input;
 mod listing;
@@ -128,12 +130,14 @@ fn route(pool: &Pool, config: &Config, call: &Call<'_>) -> Answer {
             _ => Err(Refusal::method("POST")),
         },
         ["os-availability-zone"] => get(&|| around::zones(scope)),
-        ["backups"] | ["backups", "detail"] => match *call.method {
-            Method::GET => around::backups(scope, call),
-            Method::POST => Err(Refusal::new(codes::UNSUPPORTED, "backups are not made here")),
+        ["backups"] => match *call.method {
+            Method::GET => backups::list(scope, call, false),
+            // Where a backup goes to is not in these documents.
+            Method::POST => Err(Refusal::new(codes::UNSUPPORTED, "backups are made by the native call")),
             _ => Err(Refusal::method("GET")),
         },
-        ["backups", id] => Err(Refusal::not_found("backup", id)),
+        ["backups", "detail"] => get(&|| backups::list(scope, call, true)),
+        ["backups", id] => get(&|| backups::show(scope, id)),
         ["limits"] => get(&|| around::limits(scope)),
         ["types"] => get(&|| around::types(scope)),
         ["types", name] => get(&|| around::show_type(scope, name)),

@@ -4,8 +4,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::dialect::config::Config;
 use crate::error::Error;
-use crate::pool::{Pool, Snapshot, Volume};
-use crate::units::{SnapshotId, VolumeId};
+use crate::pool::{Backup, Pool, Snapshot, Volume};
+use crate::units::{BackupId, SnapshotId, VolumeId};
 
 use super::codes::{Refusal, TENANT};
 
@@ -83,6 +83,16 @@ impl<'a> Scope<'a> {
 
     pub(super) fn snapshot_id(&self, text: &str) -> Result<SnapshotId, Refusal> {
         self.snapshot(text).map(|snapshot| snapshot.id)
+    }
+
+    /// The backup that a text names by id, if its volume was of this project. An imported one is of none.
+    pub(super) fn backup(&self, text: &str) -> Result<Backup, Refusal> {
+        let missing = || Refusal::not_found("backup", text);
+        // In the form that answers have, like the ids of volumes.
+        let id: Option<BackupId> = text.parse().ok().filter(|_| text.len() == 36);
+        let id = id.ok_or_else(missing)?;
+        let backup = self.pool.backup(id).map_err(|e| named(e, "backup", text))?;
+        if backup.project.as_ref() == Some(&self.project) { Ok(backup) } else { Err(missing()) }
     }
 }
 

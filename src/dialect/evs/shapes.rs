@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::pool::{Attachment, Image, Snapshot, SnapshotStatus, Volume, VolumeSource, VolumeStatus};
-use crate::units::{AttachmentId, ImageId, SnapshotId, VolumeId};
+use crate::pool::{
+    Attachment, Backup, BackupStatus, Image, Snapshot, SnapshotStatus, Volume, VolumeSource, VolumeStatus,
+};
+use crate::units::{AttachmentId, BackupId, ImageId, SnapshotId, VolumeId};
 
 use super::scope::Scope;
 
@@ -270,6 +272,64 @@ impl From<Snapshot> for DetailedSnapshot {
             progress: if snapshot.status == SnapshotStatus::Creating { "0%" } else { "100%" },
             project_id: snapshot.project.id.clone(),
             full: snapshot.into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct BriefBackup {
+    id: BackupId,
+    links: [Link; 2],
+    name: Option<String>,
+}
+
+impl BriefBackup {
+    pub(super) fn new(scope: &Scope<'_>, backup: Backup) -> Self {
+        Self { id: backup.id, links: Link::pair(scope, &format!("backups/{}", backup.id)), name: backup.name }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct DetailedBackup {
+    status: BackupStatus,
+    description: Option<String>,
+    availability_zone: Option<String>,
+    volume_id: VolumeId,
+    snapshot_id: Option<SnapshotId>,
+    size: u64,
+    object_count: u64,
+    container: String,
+    fail_reason: Option<String>,
+    created_at: String,
+    updated_at: Option<String>,
+    data_timestamp: String,
+    has_dependent_backups: bool,
+    is_incremental: bool,
+    #[serde(rename = "os-backup-project-attr:project_id")]
+    project_id: Option<String>,
+    #[serde(flatten)]
+    brief: BriefBackup,
+}
+
+impl DetailedBackup {
+    pub(super) fn new(scope: &Scope<'_>, mut backup: Backup) -> Self {
+        Self {
+            status: backup.status,
+            description: backup.description.take(),
+            availability_zone: backup.zone.take(),
+            volume_id: backup.volume,
+            snapshot_id: backup.snapshot,
+            size: gib(backup.size_bytes),
+            object_count: backup.object_count,
+            container: std::mem::take(&mut backup.container),
+            fail_reason: backup.fail_reason.take(),
+            created_at: at(backup.created_at_micros),
+            updated_at: backup.updated_at_micros.map(at),
+            data_timestamp: at(backup.data_at_micros),
+            has_dependent_backups: backup.has_dependent_backups,
+            is_incremental: backup.is_incremental,
+            project_id: backup.project.take(),
+            brief: BriefBackup::new(scope, backup),
         }
     }
 }

@@ -137,9 +137,9 @@ pub(super) fn list(scope: &Scope<'_>, call: &Call<'_>, of: Of) -> Answer {
     Ok(json(StatusCode::OK, &ManySnapshots { snapshots, snapshots_links, count }))
 }
 
-/// The volume of a filter. One that is gone may have left snapshots, so a UUID need not name one that is there;
+/// The volume of a filter. One that is gone may have left snapshots and backups, so a UUID need not name one that is there;
 /// the project is a condition of the query.
-fn named_volume(scope: &Scope<'_>, text: &str) -> Result<Option<VolumeId>, Refusal> {
+pub(super) fn named_volume(scope: &Scope<'_>, text: &str) -> Result<Option<VolumeId>, Refusal> {
     match scope.pool.find_volume(text) {
         Ok(id) => Ok(Some(id)),
         Err(crate::Error::NotFound { .. }) => Ok(text.parse().ok()),

@@ -1,6 +1,7 @@
 //! Volumes: create, list, show, update, delete, and the actions on them.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -10,13 +11,13 @@ use uuid::Uuid;
 use crate::dialect::call::{Call, json};
 use crate::error::Error;
 use crate::pool::{
-    AttachmentSpec, Snapshots, VolumeQuery, VolumeSource, VolumeSpec, VolumeStatus, VolumeUpdate,
+    AttachmentSpec, Snapshots, Volume, VolumeQuery, VolumeSource, VolumeSpec, VolumeStatus, VolumeUpdate,
 };
 use crate::units::{AttachmentId, BackupId, ImageId, SnapshotId, VolumeId};
 
 use super::codes::{
-    BODY, COUNT, CREATE, EXTEND, NOT_FOUND, NOT_LARGER, NOTHING, NULL_VOLUME, Refusal, SHAREABLE, SIZE,
-    SOURCES, STATUS_FILTER, UNSUPPORTED, ZONE_FILTER,
+    BACKUP_COUNT, BODY, COUNT, CREATE, EXTEND, NOT_FOUND, NOT_LARGER, NOTHING, NULL_VOLUME, Refusal,
+    SHAREABLE, SIZE, SOURCES, STATUS_FILTER, UNSUPPORTED, ZONE_FILTER,
 };
 use super::input::{Flag, Metadata, Whole, metadata, object, typed, under};
 use super::listing::{Paging, Parameters, metadata_filter, order};
@@ -114,13 +115,17 @@ pub(super) fn create(scope: &Scope<'_>, call: &Call<'_>) -> Answer {
             _ => return Err(Refusal::new(COUNT, format!("1 to 100 are created at once, {n} asked for"))),
         },
     };
+    if count > 1 && matches!(source, Named::Backup(_)) {
+        return Err(Refusal::new(BACKUP_COUNT, format!("{count} asked for")));
+    }
     let metadata = metadata(given.metadata)?.unwrap_or_default();
     let (name, description) =
         (given.name.or(given.display_name), given.description.or(given.display_description));
     let hints = given.scheduler_hints.or(beside).map(|hints| Value::Object(hints).to_string());
     let multiattach = given.multiattach.or(shareable).is_some_and(|flag| flag.0);
-    let dress = |source: VolumeSource| {
-        let mut spec = of_source(source, given.size.map(|size| bytes(size.0)));
+    let size_bytes = given.size.map(|size| bytes(size.0));
+    let dress = |source: VolumeSource, size_bytes: Option<u64>| {
+        let mut spec = of_source(source, size_bytes);
         let texts: [(&Option<String>, Setter); 5] = [
             (&name, VolumeSpec::name),
             (&description, VolumeSpec::description),
@@ -152,17 +157,29 @@ pub(super) fn create(scope: &Scope<'_>, call: &Call<'_>) -> Answer {
         error.into()
     };
     let reserve = if count > 1 { "-0001".len() } else { 0 };
-    dress(nobody).check(scope.pool.limits(), reserve).map_err(refused)?;
+    dress(nobody, size_bytes).check(scope.pool.limits(), reserve).map_err(refused)?;
     let found = match source {
         Named::Blank => VolumeSource::Blank,
         Named::Snapshot(id) => VolumeSource::Snapshot(scope.snapshot_id(&id)?),
         Named::Volume(id) => VolumeSource::Volume(scope.volume_id(&id)?),
         Named::Image(id) => VolumeSource::Image(scope.pool.find_image(&id)?),
-        Named::Backup(id) => return Err(Refusal::not_found("backup", &id)),
+        Named::Backup(id) => {
+            let backup = scope.backup(&id)?;
+            // Whole GiB, where a native volume had something between.
+            let size_bytes = size_bytes.unwrap_or_else(|| gib(backup.size_bytes).saturating_mul(bytes(1)));
+            let spec = dress(VolumeSource::Backup(backup.id), Some(size_bytes));
+            let go_on = &mut |_| ControlFlow::Continue(());
+            let made = scope.pool.create_volume_from_backup(spec, go_on).map_err(refused)?;
+            return Ok(accepted(scope, made));
+        }
     };
-    let mut made = scope.pool.create_volumes(dress(found), count).map_err(refused)?;
-    let volume = FullVolume::just_made(scope, made.swap_remove(0));
-    Ok(json(StatusCode::ACCEPTED, &OneVolume { volume }))
+    let mut made = scope.pool.create_volumes(dress(found, size_bytes), count).map_err(refused)?;
+    Ok(accepted(scope, made.swap_remove(0)))
+}
+
+fn accepted(scope: &Scope<'_>, made: Volume) -> Response<Vec<u8>> {
+    let volume = FullVolume::just_made(scope, made);
+    json(StatusCode::ACCEPTED, &OneVolume { volume })
 }
 
 fn of_source(source: VolumeSource, size_bytes: Option<u64>) -> VolumeSpec {
