@@ -576,6 +576,16 @@ fn a_cancelled_backup_leaves_no_record_and_the_next_one_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_backup_is_restored_after_its_zone_got_another_name() {
+    let mut rig = Rig::new(12, 4 * PIECE);
+    rig.change(10);
+    let backup = rig.back_up();
+    let zone = rig.pool.volume(rig.volume).unwrap().zone;
+    rig.pool.rename_zone(&zone, "elsewhere").unwrap();
+    assert!(rig.restored(backup.id) == rig.content);
+}
+
+#[test]
 fn a_sweep_beside_a_running_backup_takes_nothing_that_it_needs() {
     let mut rig = Rig::new(12, 12 * PIECE);
     rig.change(20);

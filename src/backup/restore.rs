@@ -42,8 +42,11 @@ impl Pool {
             return Err(Error::invalid("size_bytes", Violation::BelowBackup, why));
         }
         let mut spec = spec.size(size_bytes);
-        // Zones of another pool are not ours.
-        if let Some(zone) = held.record.zone.as_ref().filter(|_| held.record.pool == self.uuid()) {
+        // Zones of another pool are not ours, and one that has got another name since is not known by this one.
+        let zones = self.zones()?;
+        let known =
+            |zone: &&String| held.record.pool == self.uuid() && zones.iter().any(|z| z.name == **zone);
+        if let Some(zone) = held.record.zone.as_ref().filter(known) {
             if let Some(wanted) = spec.wanted_zone().filter(|wanted| wanted != zone) {
                 let why = format!("the backup is in {zone:?}, {wanted:?} given");
                 return Err(Error::invalid("zone", Violation::BackupZone, why));
