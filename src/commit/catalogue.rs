@@ -205,6 +205,10 @@ pub(crate) fn parse_trash(value: &[u8]) -> Result<(u64, bool)> {
     if state > 1 {
         return Err(r.bad("state", "0 or 1", state).into());
     }
+    // The next ones follow it.
+    if number >= 1 << 62 {
+        return Err(r.bad("number", "below 2^62", number).into());
+    }
     r.finish()?;
     Ok((number, state == 1))
 }

@@ -8,7 +8,7 @@ use super::catalogue::{self, TABLE_TRASH, object_key};
 use super::engine::{Engine, internal_number};
 use super::log::{Halt, step_bytes};
 use super::reclaim::TrashState;
-use crate::error::{Error, Limited, Result};
+use crate::error::{Corruption, Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::{MAX_STEPS, Step};
 use crate::trace::event;
@@ -181,7 +181,10 @@ impl Engine {
 
     fn set_map(&self, id: ObjectId, tree: Map) -> Result<()> {
         if let Some(n) = internal_number(id) {
-            self.internal_ids.fetch_max(n.saturating_add(1), Ordering::Relaxed);
+            if n >= 1 << 62 {
+                return Err(Corruption::new("record", 0, "internal id", "below 2^62", n).into());
+            }
+            self.internal_ids.fetch_max(n + 1, Ordering::Relaxed);
         }
         let object = self.object(id)?;
         let mut map = object.map.write();

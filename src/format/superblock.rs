@@ -239,6 +239,9 @@ impl Superblock {
             return Err(r.bad("index height", height, index_height).into());
         }
         let (created_micros, next_internal_id) = (r.u64()?, r.u64()?);
+        if next_internal_id >= 1 << 62 {
+            return Err(r.bad("next internal id", "below 2^62", next_internal_id).into());
+        }
         r.finish()?;
         Ok(Self {
             state,
