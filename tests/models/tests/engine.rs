@@ -63,7 +63,7 @@ fn assert_sound(pool: &Pool) {
 /// C3: a flush covers what its thread has written, whoever's commit and sync it shares.
 #[test]
 fn a_flush_returns_after_a_sync_that_covers_it() {
-    run("group commit", 10_000, || {
+    run("group commit", 4_000, || {
         let sim = SimDevice::new();
         let pool = create(&sim);
         let id = pool.create_volume(VolumeSpec::blank(4 * BLOCK)).unwrap().id;
@@ -108,7 +108,7 @@ fn shuttle_steps() -> usize {
 /// the tables and through them, while every block moves all the time and frames come round again.
 #[test]
 fn readers_never_see_a_block_that_was_used_again() {
-    run("view pinning", 6_000, || {
+    run("view pinning", 3_000, || {
         let sim = SimDevice::new();
         let pool = create(&sim);
         let id = pool.create_volume(VolumeSpec::blank(4 * BLOCK)).unwrap().id;
@@ -151,7 +151,7 @@ fn readers_never_see_a_block_that_was_used_again() {
 /// P1: writes to different parts of one block both survive, through buffers, checkpoints and snapshots.
 #[test]
 fn writes_to_different_parts_of_a_block_both_survive() {
-    run("partial writes", 6_000, || {
+    run("partial writes", 3_000, || {
         let sim = SimDevice::new();
         let pool = create(&sim);
         let id = pool.create_volume(VolumeSpec::blank(BLOCK)).unwrap().id;

@@ -1,6 +1,6 @@
 """Drives a running cloud_serve with clients that know nothing of it.
 
-usage: openstack.py cinder VERSION URL | openstack.py sdk URL
+usage: drive.py cinder VERSION URL | drive.py sdk URL
 """
 import sys
 import time
