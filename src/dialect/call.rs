@@ -11,7 +11,6 @@ pub(super) struct Call<'a> {
     /// In order, decoded; bytes that are no UTF-8 become U+FFFD.
     pub(super) query: Vec<(String, String)>,
     // For the dialects whose bodies have several forms.
-    #[allow(dead_code)]
     pub(super) headers: &'a HeaderMap,
     /// Of the URI, or of the `Host` header.
     pub(super) host: &'a str,
