@@ -9,6 +9,7 @@ mod client;
 mod nbd_generate;
 #[path = "common/nbd_session.rs"]
 mod nbd_session;
+// Included for what `nbd_generate` draws with; the rest of it is for other tests.
 #[allow(dead_code)]
 #[path = "common/rng.rs"]
 mod rng;

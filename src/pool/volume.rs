@@ -171,8 +171,9 @@ impl VolumeSpec {
     pub fn from_image(image: ImageId) -> Self {
         Self::new(VolumeSource::Image(image), None)
     }
-    /// A volume that is going to be filled from a backup: for [`Pool::begin_volume`](super::Pool::begin_volume)
-    /// only, which is given the size.
+    /// A volume that is going to be filled from a backup: for
+    /// [`Pool::create_volume_from_backup`](super::Pool::create_volume_from_backup), or for
+    /// [`Pool::begin_volume`](super::Pool::begin_volume) by who fills it himself.
     pub fn from_backup(backup: BackupId, size_bytes: u64) -> Self {
         Self::new(VolumeSource::Backup(backup), Some(size_bytes))
     }

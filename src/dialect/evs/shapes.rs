@@ -16,10 +16,7 @@ const GIB: u64 = 1 << 30;
 /// No user is known here; the field wants 32 hexadecimal digits.
 const USER: &str = "00000000000000000000000000000000";
 
-/// Whole GiB, a part counts as one.
-pub(super) fn gib(bytes: u64) -> u64 {
-    bytes.div_ceil(GIB)
-}
+pub(super) use crate::dialect::lookup::gib;
 
 /// Bytes in so many GiB; more than any volume has, when that cannot be counted.
 pub(super) fn bytes(gib: i64) -> u64 {

@@ -7,6 +7,7 @@ use snapvol::image::{ImageProgress, Qcow2Image};
 use snapvol::{Background, CreateOptions, Error, Pool, VolumeQuery, VolumeSpec};
 
 /// The body of the fuzz target `import`.
+// Other tests include this file for the parts below alone.
 #[allow(dead_code)]
 pub(crate) fn qcow2(bytes: &[u8]) {
     let _ = import(bytes);

@@ -6,6 +6,7 @@ use snapvol::{Background, CreateOptions, Pool, ReceiveOptions, VolumeQuery};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The body of the fuzz target `stream`.
+// Other tests include this file for the parts below alone.
 #[allow(dead_code)]
 pub(crate) fn stream(input: &[u8]) {
     let _ = receive(input);
