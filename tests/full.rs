@@ -10,7 +10,8 @@ use common::rng::Rng;
 use common::{Rig, Shape, assert_sound, observe, rng};
 use snapvol::device::MemoryDevice;
 use snapvol::{
-    AttachOptions, Error, OpenOptions, Pool, RollbackOptions, SnapshotSpec, Snapshots, VolumeId, VolumeSpec,
+    AttachOptions, Error, OpenOptions, Pool, RollbackOptions, SnapshotSpec, Snapshots, VolumeId, VolumeQuery,
+    VolumeSpec, VolumeUpdate,
 };
 
 const BLOCK: u64 = 4096;
@@ -194,4 +195,154 @@ fn pool_file_grows_as_it_fills_and_never_passes_its_limit() {
     assert!(space.used_bytes + space.metadata_bytes + space.free_bytes <= space.total_bytes, "{space:?}");
     pool.close().unwrap();
     Pool::open(&path, OpenOptions::new()).unwrap();
+}
+
+/// Whatever was refused: everything can be deleted, the pool closes, and opens again.
+fn assert_ends_well(memory: &MemoryDevice, pool: Pool, ids: &[VolumeId]) {
+    pool.checkpoint().unwrap();
+    for id in ids {
+        pool.delete_volume(*id, Snapshots::Delete).unwrap().wait().unwrap();
+    }
+    pool.close().unwrap();
+    let pool = Pool::open_on(memory.share(), Shape::SMALL.open()).unwrap();
+    assert_sound(&pool);
+    pool.create_volume(VolumeSpec::blank(BLOCK)).unwrap();
+}
+
+fn full_pool(shape: &Shape) -> (MemoryDevice, Pool, VolumeId) {
+    let memory = MemoryDevice::new();
+    let pool = Pool::create_on(memory.share(), shape.create()).unwrap();
+    let id = pool.create_volume(VolumeSpec::blank(1 << 60)).unwrap().id;
+    (memory, pool, id)
+}
+
+fn refused<T: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, Error>) -> Error {
+    for _ in 0..100_000 {
+        match call() {
+            Ok(_) => {}
+            Err(error @ Error::OutOfSpace { .. }) => return error,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    panic!("nothing was refused")
+}
+
+/// Only what was put where nothing had been counted as growth: longer names ate the reserve, until no checkpoint could be
+/// made, nothing deleted, and the pool not opened any more.
+#[test]
+fn longer_names_in_a_full_pool_leave_room_for_deletes() {
+    let (memory, pool, id) = full_pool(&Shape::SMALL);
+    let mut ids: Vec<_> =
+        (0..1500).map(|_| pool.create_volume(VolumeSpec::blank(BLOCK)).unwrap().id).collect();
+    fill(&pool, id, 0);
+    let mut next = ids.iter();
+    refused(|| {
+        let long = || Some("n".repeat(255));
+        pool.update_volume(*next.next().unwrap(), VolumeUpdate::new().name(long()).description(long()))
+    });
+    ids.truncate(100);
+    ids.push(id);
+    assert_ends_well(&memory, pool, &ids);
+}
+
+/// A batch that deleted something was not asked how much else it did.
+#[test]
+fn batches_with_a_delete_in_a_full_pool_leave_room_for_deletes() {
+    let (memory, pool, id) = full_pool(&Shape::SMALL);
+    let mut ids: Vec<_> =
+        (0..200).map(|_| pool.create_volume(VolumeSpec::blank(BLOCK)).unwrap().id).collect();
+    fill(&pool, id, 0);
+    refused(|| {
+        let one = ids.pop().unwrap();
+        pool.batch(|b| {
+            for _ in 0..10 {
+                b.create_volume(VolumeSpec::blank(BLOCK).name("n".repeat(200)))?;
+            }
+            b.delete_volume(one, Snapshots::Delete)
+        })
+    });
+    assert_ends_well(&memory, pool, &[id]);
+}
+
+/// One transaction was let in wherever a small one fitted, however large it was.
+#[test]
+fn large_batch_in_a_full_pool_is_refused_as_a_whole() {
+    let shape = Shape { log_bytes: 4 << 20, ..Shape::SMALL.limit(16 << 20).cache(256 << 10) };
+    let (memory, pool, id) = full_pool(&shape);
+    fill(&pool, id, 0);
+    let made = pool.batch(|b| {
+        for _ in 0..2000 {
+            b.create_volume(VolumeSpec::blank(BLOCK).name("n".repeat(200)).description("d".repeat(200)))?;
+        }
+        Ok(())
+    });
+    assert!(matches!(made, Err(Error::OutOfSpace { .. })), "{made:?}");
+    assert_eq!(pool.list_volumes(&VolumeQuery::new().with_total(true)).unwrap().total, Some(1));
+    assert_ends_well(&memory, pool, &[id]);
+}
+
+/// Data that fills holes takes no chunk, so nobody asked whether its maps still had room: here each block has a leaf of
+/// its own.
+#[test]
+fn scattered_writes_into_holes_leave_room_for_deletes() {
+    for blocks_per_chunk in [64, 1024] {
+        let shape = Shape { blocks_per_chunk, ..Shape::SMALL.limit(64 << 20).cache(256 << 10) };
+        let (memory, pool, id) = full_pool(&shape);
+        let blocks = fill(&pool, id, 0);
+        let disk = pool.attach(id, AttachOptions::default()).unwrap();
+        for block in (0..blocks).step_by(8) {
+            disk.discard(block * BLOCK, 4 * BLOCK).unwrap();
+        }
+        let mut at = 1 << 40;
+        refused(|| {
+            at += 1 << 46;
+            disk.write_at(&[5; BLOCK as usize], at)
+        });
+        disk.discard(0, 1 << 60).unwrap();
+        drop(disk);
+        assert_ends_well(&memory, pool, &[id]);
+    }
+}
+
+/// The reserve is for as many nodes as the cache may have dirty. With a larger cache than the pool was filled through,
+/// all that was left was less than the reserve, and discards were refused.
+#[test]
+fn pool_that_was_filled_through_a_small_cache_takes_discards_through_a_large_one() {
+    let (memory, pool, id) = full_pool(&Shape::SMALL.limit(64 << 20).cache(256 << 10));
+    let blocks = fill(&pool, id, 0);
+    pool.close().unwrap();
+    let large = Shape::SMALL.cache(256 << 20);
+    let pool = Pool::open_on(memory.share(), large.open()).unwrap();
+    let disk = pool.attach(id, AttachOptions::default()).unwrap();
+    for block in (0..blocks).step_by(16) {
+        disk.discard(block * BLOCK, BLOCK).unwrap();
+    }
+    drop(disk);
+    assert_ends_well(&memory, pool, &[id]);
+}
+
+/// Giving back takes space as well: where one volume of several goes that share their chunks, each of these gets pages of
+/// counts, which it can do without while all of its blocks are named once.
+#[test]
+fn volumes_that_share_all_chunks_of_a_full_pool_can_be_deleted() {
+    let (memory, pool, first) = full_pool(&Shape::SMALL.limit(64 << 20).cache(256 << 10));
+    let mut ids = vec![first];
+    ids.extend((0..2).map(|_| pool.create_volume(VolumeSpec::blank(1 << 60)).unwrap().id));
+    let disks: Vec<_> = ids.iter().map(|id| pool.attach(*id, AttachOptions::default()).unwrap()).collect();
+    let mut blocks = 0;
+    refused(|| {
+        blocks += 1;
+        disks.iter().try_for_each(|disk| disk.write_at(&[4; BLOCK as usize], blocks * BLOCK))
+    });
+    let mut zero = 1 << 40;
+    refused(|| {
+        zero += 2 * BLOCK;
+        disks[2].write_zeroes(zero, BLOCK)
+    });
+    let mut block = 0;
+    while block < blocks && disks[2].discard(block * BLOCK, BLOCK).is_ok() {
+        block += 2;
+    }
+    drop(disks);
+    assert_ends_well(&memory, pool, &ids);
 }

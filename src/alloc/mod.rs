@@ -8,7 +8,8 @@
 //! - A2 A block taken and given up between two checkpoints stays taken until the next one is durable.
 //! - A3 Counts change only inside a checkpoint; the write path neither reads nor writes them.
 //! - A4 Data and metadata never share a chunk. A chunk becomes free again when nothing in it is counted.
-//! - A5 Data may open a free chunk only while enough free space for the metadata reserve remains (P7).
+//! - A5 Data may open a free chunk only while enough free space for the metadata reserve remains; whatever makes the
+//!   metadata grow stops before it has eaten what giving back needs (P7).
 //! - A6 The checksum of a block is set before any map names the block, and not changed while one does,
 //!   except by its only writer while its buffer is open.
 //! - A7 On the medium, the checksum of a block whose count is zero is zero. So a checksum page is a function
@@ -25,3 +26,4 @@ pub(crate) use index::IndexNode;
 pub(crate) use ledger::{Ledger, Sink};
 pub(crate) use pages::ChecksumPage;
 pub(crate) use space::{Claim, IndexRoot, PoolBlocks, Run, Space};
+pub(crate) use space::{DISCARD_QUARTERS, GREAT_DISCARD_QUARTERS, GROWTH_QUARTERS};

@@ -23,6 +23,17 @@ const HEALED_CHUNKS: usize = 64;
 
 /// Free runs shorter than twice this are holes.
 const SHORT: u16 = 16;
+/// Nodes that may be dirty at once, at least.
+const LEAST_DIRTY: u64 = 8;
+/// Nodes that one transaction changes, at most, unless it is a long one.
+const TRANSACTION_NODES: u64 = 64;
+/// Quarters of the metadata reserve at which calls stop that make the metadata grow. Data that fills holes between
+/// other data is one of them: it takes no chunk, but its maps do.
+pub(crate) const GROWTH_QUARTERS: u64 = 5;
+/// At which discards stop: they give blocks back, but may split extents.
+pub(crate) const DISCARD_QUARTERS: u64 = 4;
+/// At which discards of great ranges stop: these give more back than they split.
+pub(crate) const GREAT_DISCARD_QUARTERS: u64 = 2;
 /// Free chunks that are kept ready while the pool may grow: 64 MiB.
 const AHEAD_CHUNKS: u64 = 16;
 
@@ -120,6 +131,11 @@ pub(crate) struct Space {
     poisoned: Arc<AtomicBool>,
     /// Nodes that may be dirty at once: twice this, and pages, are reserved for metadata (P7).
     pub(crate) dirty_limit: u64,
+    /// So little is left for metadata that data may not even fill holes (see [`metadata_is_short`](Self::metadata_is_short)).
+    /// Metadata grows by checkpoints, so each of them looks.
+    tight: AtomicBool,
+    /// The device refused to grow when it was last asked: what is free counts within its present size.
+    full_host: AtomicBool,
     host_end: AtomicU64,
     /// Chunks whose pages are held in memory until the next checkpoint.
     touched: AtomicU64,
@@ -137,7 +153,7 @@ impl Space {
         let host_end = AtomicU64::new(geometry.bytes_for(index.chunks));
         store.set_end(geometry.bytes_for(index.chunks) / BLOCK_BYTES);
         let state = State { class: geometry.blocks_per_chunk as u16, ..State::default() };
-        Self {
+        let mut space = Self {
             geometry,
             store,
             index: RwLock::new(index),
@@ -146,9 +162,25 @@ impl Space {
             limit_bytes,
             poisoned,
             dirty_limit,
+            tight: AtomicBool::new(false),
+            full_host: AtomicBool::new(false),
             host_end,
             touched: AtomicU64::new(0),
-        }
+        };
+        space.dirty_limit = space.affordable(dirty_limit);
+        let tight = space.is_short(&space.index.read(), &space.state.lock(), GROWTH_QUARTERS, 0);
+        space.tight.store(tight, Ordering::Relaxed);
+        space
+    }
+
+    /// Whoever filled the pool may have had a smaller cache and set less aside: of what is left, only so many nodes
+    /// may be dirty at once that data is refused, and discards are not.
+    fn affordable(&self, dirty_limit: u64) -> u64 {
+        let index = self.index.read();
+        let free = self.metadata_free(&index, &self.state.lock());
+        let others = self.reserve_blocks(index.chunks) - 2 * self.reserved_nodes();
+        let nodes = (free / 6 * 4).saturating_sub(others) / 2;
+        dirty_limit.min(nodes).max(LEAST_DIRTY)
     }
 
     /// Chunks whose pages the next checkpoint has to write. Each counts as a dirty node does.
@@ -156,28 +188,51 @@ impl Space {
         self.touched.load(Ordering::Relaxed)
     }
 
-    /// Blocks that metadata may still need (A5): all nodes that may be dirty, twice, two count pages and a
-    /// checksum page for every chunk that can be touched, and the index above them.
+    /// Blocks that metadata may still need (A5): all nodes that may be dirty, twice, the index, and for every chunk
+    /// three pages while a checkpoint writes all of them anew, and two of counts where giving back ends a uniform one.
     pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
-        2 * self.dirty_limit + 3 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
+        2 * self.reserved_nodes() + 5 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
     }
 
-    /// Whether what is left for metadata is less than so many quarters of the reserve. Data stops at six, calls
-    /// that make the metadata grow at five, discards (which may split extents, and give blocks back) at two;
-    /// what only gives back never stops (P7).
-    pub(crate) fn metadata_is_short(&self, quarters: u64) -> bool {
-        let index = self.index.read();
-        let s = self.state.lock();
+    /// However few may be dirty, one transaction changes some dozens of nodes.
+    fn reserved_nodes(&self) -> u64 {
+        let least = (self.limit_bytes / BLOCK_BYTES / 16).min(TRANSACTION_NODES);
+        self.dirty_limit.max(least)
+    }
+
+    /// Whether what is left for metadata is less than so many quarters of the reserve, and `more` blocks. Data takes
+    /// no further chunk at six; [`GROWTH_QUARTERS`] and [`DISCARD_QUARTERS`] say who stops next. What only gives back
+    /// never stops, and a whole reserve is there for it (P7).
+    pub(crate) fn metadata_is_short(&self, quarters: u64, more: u64) -> bool {
+        self.is_short(&self.index.read(), &self.state.lock(), quarters, more)
+    }
+
+    fn is_short(&self, index: &IndexRoot, s: &State, quarters: u64, more: u64) -> bool {
+        self.metadata_free(index, s) < self.reserve_blocks(index.chunks) / 4 * quarters + more
+    }
+
+    /// Blocks that metadata can still have, in chunks of its own, in free ones, and where the pool may yet grow.
+    fn metadata_free(&self, index: &IndexRoot, s: &State) -> u64 {
         let g = &self.geometry;
-        let most = if self.store.device.can_grow() {
+        let most = if self.store.device.can_grow() && !self.full_host.load(Ordering::Relaxed) {
             self.limit_bytes.saturating_sub(g.bytes_for(0)) / (g.blocks_per_chunk * BLOCK_BYTES)
         } else {
             index.chunks
         };
         let used = index.totals.data_chunks + index.totals.meta_chunks + s.opened;
-        let free = most.max(index.chunks).saturating_sub(used) * g.blocks_per_chunk + index.totals.meta_free;
-        let reserve = self.reserve_blocks(index.chunks);
-        free < reserve / 4 * quarters
+        most.max(index.chunks).saturating_sub(used) * g.blocks_per_chunk + index.totals.meta_free
+    }
+
+    /// Whether writers have to ask for room for metadata, too: data that fills holes needs maps as well.
+    #[inline]
+    pub(crate) fn is_tight(&self) -> bool {
+        self.tight.load(Ordering::Relaxed)
+    }
+
+    /// Blocks of metadata in use: no transaction changes more than all of it.
+    pub(crate) fn metadata_blocks(&self) -> u64 {
+        let totals = self.index.read().totals;
+        (totals.meta_chunks * self.geometry.blocks_per_chunk).saturating_sub(totals.meta_free)
     }
 
     fn free_chunks_for_data(&self, index: &IndexRoot, s: &State) -> u64 {
@@ -263,6 +318,12 @@ impl Space {
         self.grow_now(blocks)
     }
 
+    /// Asks a device that was full again. True when the pool grew.
+    pub(crate) fn grow_again(&self) -> Result<bool> {
+        let chunks = self.index.read().chunks;
+        Ok(self.full_host.load(Ordering::Relaxed) && self.grow(chunks, 1)?)
+    }
+
     /// As [`grow`](Self::grow), with `refill` held by the caller.
     fn grow_now(&self, blocks: u64) -> Result<bool> {
         let now = self.index.read().chunks;
@@ -294,10 +355,15 @@ impl Space {
                     let mut s = self.state.lock();
                     s.class = g.blocks_per_chunk as u16;
                     s.cursor = now;
+                    self.full_host.store(false, Ordering::Relaxed);
                     return Ok(true);
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::StorageFull && want > now + 1 => want = now + 1,
-                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(false),
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+                    self.full_host.store(true, Ordering::Relaxed);
+                    self.tight.store(true, Ordering::Relaxed);
+                    return Ok(false);
+                }
                 Err(source) => {
                     return Err(Error::Io { op: "allocate", offset: from, len: to - from, source });
                 }
@@ -454,7 +520,7 @@ impl Space {
                 hit = [hit, free].into_iter().flatten().min();
             }
             let Some(chunk) = hit else {
-                if class == SHORT && self.is_tight(&index) && self.grow_now(bpc.into())? {
+                if class == SHORT && self.has_few_holes(&index) && self.grow_now(bpc.into())? {
                     continue;
                 }
                 if class == 1 {
@@ -476,7 +542,7 @@ impl Space {
     /// Whether scattered free blocks are few enough to be left alone while the pool may still grow: large
     /// writes into new space are many times faster than small ones into holes. So a pool that is overwritten
     /// at random takes up to half more than what it holds before its holes are filled.
-    fn is_tight(&self, index: &IndexRoot) -> bool {
+    fn has_few_holes(&self, index: &IndexRoot) -> bool {
         let bpc = self.geometry.blocks_per_chunk;
         let used = index.totals.data_chunks * bpc - index.totals.data_free;
         index.totals.data_free < used / 2
@@ -487,7 +553,7 @@ impl Space {
         let index = *self.index.read();
         let free = self.free_chunks_for_data(&index, &self.state.lock());
         let wanted = (index.totals.data_chunks / 8).min(AHEAD_CHUNKS);
-        if free >= wanted || !self.is_tight(&index) {
+        if free >= wanted || !self.has_few_holes(&index) {
             return Ok(false);
         }
         self.grow(index.chunks, wanted * self.geometry.blocks_per_chunk)
@@ -727,6 +793,7 @@ impl Space {
                 s.found.extend(free.runs().map(|(at, len)| (*chunk, at, len)));
             }
         }
+        self.tight.store(self.is_short(&index, s, GROWTH_QUARTERS, 0), Ordering::Relaxed);
         Ok(())
     }
 

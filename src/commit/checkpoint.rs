@@ -446,18 +446,18 @@ impl Engine {
 
     /// Refuses what would make the metadata grow into the space that deletes and checkpoints need (P7), after
     /// a checkpoint has tried to make room. See [`Space::metadata_is_short`](crate::alloc::Space).
-    pub(super) fn room_for_metadata(&self, quarters: u64) -> Result<()> {
-        while self.space.metadata_is_short(quarters) {
+    pub(super) fn room_for_metadata(&self, quarters: u64, more: u64) -> Result<()> {
+        while self.space.metadata_is_short(quarters, more) {
             let walked = self.counters.reclaim_steps.load(Ordering::Relaxed);
             let worth = self.space.taken_blocks() > 0 || self.reclaim_pending()?;
             if worth {
                 self.checkpoint()?;
             }
-            if !self.space.metadata_is_short(quarters) {
+            if !self.space.metadata_is_short(quarters, more) {
                 return Ok(());
             }
             let moved = self.counters.reclaim_steps.load(Ordering::Relaxed) != walked;
-            if !(worth && moved && self.reclaim_pending()?) {
+            if !(worth && moved && self.reclaim_pending()?) && !self.space.grow_again()? {
                 return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
             }
         }

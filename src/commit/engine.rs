@@ -189,7 +189,7 @@ impl Engine {
         let poisoned = Arc::new(AtomicBool::new(false));
         let store = Arc::new(Store::new(Arc::clone(&device), superblock.uuid, config.cache_bytes / 4));
         let limit_blocks = superblock.limit_bytes.max(superblock.geometry.bytes_for(chunks)) / BLOCK_BYTES;
-        let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16).max(8);
+        let dirty_limit = (config.cache_bytes / 4 / 8192).min(limit_blocks / 16);
         let index =
             crate::alloc::IndexRoot { root: superblock.index_root, chunks, totals: superblock.totals };
         let space = Space::new(

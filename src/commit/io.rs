@@ -8,7 +8,7 @@ use super::catalogue::with_nodes;
 use super::engine::{Engine, io};
 use super::lower::Beneath;
 use super::object::Object;
-use crate::alloc::{ChecksumPage, Claim};
+use crate::alloc::{ChecksumPage, Claim, DISCARD_QUARTERS, GREAT_DISCARD_QUARTERS, GROWTH_QUARTERS};
 use crate::error::{Corruption, Error, Result};
 use crate::extent::{self, Behind, Extents, Found};
 use crate::format::block_crc;
@@ -16,7 +16,7 @@ use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind};
 use crate::node::{Cx, Held, Miss};
 use crate::sync::RwLockReadGuard;
-use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
+use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, MAX_RUN_BLOCKS};
 
 /// Data that may wait for its first sync before writers make one themselves (twice what starts it in the
 /// background).
@@ -249,6 +249,9 @@ impl Engine {
             return Ok(());
         }
         self.counters.writes.add(1);
+        if self.space.is_tight() {
+            self.room_for_metadata(GROWTH_QUARTERS, 0)?;
+        }
         let end = offset + data.len() as u64;
         let blocks = (end - 1) / BLOCK_BYTES - offset / BLOCK_BYTES + 1;
         // One block needs no claim where some are set aside.
@@ -444,7 +447,12 @@ impl Engine {
             return Ok(());
         }
         // Both may split extents; a discard at least gives blocks back, so it may go further.
-        self.room_for_metadata(if zero { 5 } else { 2 })?;
+        let quarters = match to - from {
+            _ if zero => GROWTH_QUARTERS,
+            ..MAX_RUN_BLOCKS => DISCARD_QUARTERS,
+            _ => GREAT_DISCARD_QUARTERS,
+        };
+        self.room_for_metadata(quarters, 0)?;
         let _gate = self.enter_write(24 + 32)?;
         let _pin = self.pins.enter();
         let mut held = Held::new();

@@ -200,7 +200,9 @@ impl Engine {
         if (log.used + need + kept > log_blocks || log.blocked) && !freezing {
             return Err(Halt::LogFull);
         }
-        // What may fail without harm comes before the cut, unless the record is going to carry it.
+        // What may fail without harm comes before the cut: maps are looked up, and data goes home that the record is
+        // not going to carry.
+        let _at_hand = self.objects_in(&steps)?;
         let carried = self.buffers.unsynced.load(Ordering::SeqCst) <= INLINE_BLOCKS * BLOCK_BYTES
             && self.buffers.waiting_blocks() <= HOMELESS_BLOCKS;
         if !steps.is_empty() && !carried {
@@ -226,7 +228,7 @@ impl Engine {
             for step in &steps {
                 // Only changes of maps: they belong to this instant. The catalogue follows when it is durable.
                 if let Step::CopyMap(to, _) | Step::ClearMap(to) = step {
-                    let object = self.object(*to)?;
+                    let object = self.object(*to).map_err(|e| self.poison(e))?;
                     let tree = object.map_snapshot();
                     undo.push((object, tree));
                 }
@@ -271,6 +273,16 @@ impl Engine {
             self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
         }
         Ok(())
+    }
+
+    /// The objects whose maps these steps change or share: while they are held, looking them up reads nothing.
+    fn objects_in(&self, steps: &[Step]) -> Result<Vec<Arc<Object>>> {
+        let ids = steps.iter().flat_map(|step| match step {
+            Step::CopyMap(to, from) => [Some(*to), Some(*from)],
+            Step::ClearMap(id) => [Some(*id), None],
+            Step::Put(..) | Step::Delete(_) | Step::NextEpoch => [None, None],
+        });
+        ids.flatten().map(|id| self.object(id)).collect()
     }
 
     pub(super) fn sync_device(&self) -> Result<()> {

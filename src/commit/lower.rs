@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::object::Object;
+use crate::alloc::GROWTH_QUARTERS;
 use crate::error::Result;
 use crate::extent::{self, Behind, Extents, Found};
 use crate::format::node::Extent;
@@ -116,7 +117,7 @@ impl Engine {
     pub(crate) fn zero_holes(&self, object: &Arc<Object>, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
-            self.room_for_metadata(5)?;
+            self.room_for_metadata(GROWTH_QUARTERS, 0)?;
             let _gate = self.enter_write(24 + 32)?;
             let _pin = self.pins.enter();
             let mut held = Held::new();

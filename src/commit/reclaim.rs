@@ -171,6 +171,11 @@ impl Engine {
         Ok(next.is_some_and(|(key, _)| key[0] == TABLE_TRASH || key[0] == TABLE_RECLAIM))
     }
 
+    /// Whether maps or catalogue are newer than the durable checkpoint.
+    fn is_ahead(&self) -> bool {
+        !self.changed.lock().is_empty() || matches!(self.catalogue.read().root, Some(Link::Mem(_)))
+    }
+
     pub(crate) fn trash_state(&self, id: ObjectId) -> TrashState {
         let done = TrashState { done: true, ..TrashState::default() };
         self.trash.lock().get(&id).copied().unwrap_or(done)
@@ -200,9 +205,29 @@ impl Engine {
         }
     }
 
+    /// Gives back what was deleted before: what somebody shares with it is counted as theirs alone then.
+    fn finish_deletions(&self) -> Result<()> {
+        while self.reclaim_pending()? {
+            let walked = self.counters.reclaim_steps.load(Ordering::Relaxed);
+            self.checkpoint()?;
+            if self.counters.reclaim_steps.load(Ordering::Relaxed) == walked {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Data blocks that would come back if all these objects went. Nothing is changed.
     pub(crate) fn exclusive_blocks(&self, ids: &[ObjectId]) -> Result<u64> {
         self.usable()?;
+        if !self.is_read_only() {
+            self.finish_deletions()?;
+        } else if self.reclaim_pending()? || self.is_ahead() {
+            return Err(Error::Unsupported(
+                "exclusive bytes of a pool that is open for reading only and was not closed, or not done with deleting"
+                    .into(),
+            ));
+        }
         let mut superblock = self.checkpoint.lock();
         if !self.is_read_only() {
             self.checkpoint_with(&mut superblock, true, false)?;

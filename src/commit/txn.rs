@@ -8,11 +8,12 @@ use super::catalogue::{self, TABLE_TRASH, object_key};
 use super::engine::{Engine, internal_number};
 use super::log::{Halt, step_bytes};
 use super::reclaim::TrashState;
+use crate::alloc::GROWTH_QUARTERS;
 use crate::error::{Corruption, Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::{MAX_STEPS, Step};
 use crate::trace::event;
-use crate::units::ObjectId;
+use crate::units::{BLOCK_BYTES, ObjectId};
 
 /// What one transaction is going to do. Reads see what it has staged.
 pub(crate) struct Txn<'e> {
@@ -20,8 +21,8 @@ pub(crate) struct Txn<'e> {
     staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     steps: Vec<Step>,
     trashed: Vec<ObjectId>,
-    /// Something is put where nothing was: the catalogue grows.
-    grows: bool,
+    /// Bytes by which the catalogue grows.
+    grows: i64,
 }
 
 impl Txn<'_> {
@@ -76,15 +77,23 @@ impl Txn<'_> {
     }
 
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        // What cannot be looked up counts as new; the engine's own entries are part of giving back.
-        self.grows |= key.first() != Some(&TABLE_TRASH) && !matches!(self.get(&key), Ok(Some(_)));
+        // The engine's own entries are part of giving back.
+        if key.first() != Some(&TABLE_TRASH) {
+            self.grows += pair_bytes(&key, &value) - self.bytes_of(&key);
+        }
         self.steps.push(Step::Put(key.clone(), value.clone()));
         self.staged.insert(key, Some(value));
     }
 
     pub(crate) fn delete(&mut self, key: Vec<u8>) {
+        self.grows -= self.bytes_of(&key);
         self.steps.push(Step::Delete(key.clone()));
         self.staged.insert(key, None);
+    }
+
+    /// What a pair takes by now. One that cannot be looked up counts as none.
+    fn bytes_of(&self, key: &[u8]) -> i64 {
+        self.get(key).ok().flatten().map_or(0, |value| pair_bytes(key, &value))
     }
 
     /// Shares the map of `from` with `to`, in constant time.
@@ -113,6 +122,10 @@ impl Txn<'_> {
     }
 }
 
+fn pair_bytes(key: &[u8], value: &[u8]) -> i64 {
+    (4 + key.len() + value.len()) as i64
+}
+
 impl Engine {
     /// Runs `build` with the catalogue at rest, then applies what it staged: all of it or nothing, at one
     /// instant, durable on return together with everything acknowledged before.
@@ -121,13 +134,13 @@ impl Engine {
         // whatever checkpoint must come in between to make room.
         let _one = self.transaction.lock();
         self.writable()?;
-        let mut txn = Txn {
-            engine: self,
-            staged: BTreeMap::new(),
-            steps: Vec::new(),
-            trashed: Vec::new(),
-            grows: false,
-        };
+        if self.dirty_pages() >= self.space.dirty_limit {
+            // As writers do. If it cannot be made, whoever depends on it will say so; a deletion may yet help.
+            let _: Result<()> = self.checkpoint_when(|e| e.dirty_pages() >= e.space.dirty_limit);
+            self.writable()?;
+        }
+        let mut txn =
+            Txn { engine: self, staged: BTreeMap::new(), steps: Vec::new(), trashed: Vec::new(), grows: 0 };
         let value = build(&mut txn)?;
         let Txn { steps, trashed, grows, .. } = txn;
         let bytes: u64 = steps.iter().map(step_bytes).sum();
@@ -141,8 +154,11 @@ impl Engine {
         if steps.is_empty() {
             return Ok(value);
         }
-        if grows && trashed.is_empty() {
-            self.room_for_metadata(5)?;
+        if grows > 0 {
+            // Two copies of leaves that may be half full, and of those that are changed.
+            let fresh = 4 * (grows as u64).div_ceil(BLOCK_BYTES);
+            let changed = (2 * steps.len() as u64).min(self.space.metadata_blocks());
+            self.room_for_metadata(GROWTH_QUARTERS, fresh + changed)?;
         }
         // Registered before the commit: once it is visible, the background may reclaim it at any time.
         self.trash.lock().extend(trashed.iter().map(|id| (*id, TrashState::default())));

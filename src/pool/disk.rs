@@ -306,7 +306,9 @@ impl Disk {
     /// the next flush.
     ///
     /// # Errors
-    /// `ReadOnly`; `InvalidArgument` when the range passes the end; `Io`, `Poisoned`, `Closed`.
+    /// `ReadOnly`; `InvalidArgument` when the range passes the end; `OutOfSpace` before any effect, in a full pool in
+    /// which scattered discards have split so much that no more is set aside for it (deleting still works, and
+    /// discarding much at once does longer); `Io`, `Poisoned`, `Closed`.
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len)?;
         let (from, to) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);

@@ -261,10 +261,11 @@ impl Pool {
         self.transact(|batch| batch.delete_snapshot(id))
     }
 
-    /// What [`delete_snapshot`](Self::delete_snapshot) would free, as of now. Changes nothing.
+    /// What [`delete_snapshot`](Self::delete_snapshot) would free, as of now. Finishes earlier deletions first; changes
+    /// nothing else.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` when it is held; `Corrupt`, `Io`, `Closed`.
+    /// `NotFound`; `Busy` when it is held; the others as [`snapshot_space`](Self::snapshot_space).
     pub fn plan_delete_snapshot(&self, id: SnapshotId) -> Result<DeletePlan> {
         let table: &dyn Table = &*self.inner.engine;
         if catalogue::need_snapshot(table, id)?.held {

@@ -55,19 +55,23 @@ impl Pool {
         })
     }
 
-    /// Space of a volume, as of now. Walks the part of its map that nothing else shares.
+    /// Space of a volume, as of now. Finishes earlier deletions first, and walks the part of its map that nothing
+    /// else shares.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt`, `Io`, `Closed`.
+    /// `NotFound`; `Unsupported` in a pool that is open for reading only and was not closed, or was deleting something:
+    /// what is exclusive cannot be told then; `OutOfSpace`, `Corrupt`, `Io`, `Poisoned`, `Closed`.
     pub fn volume_space(&self, id: VolumeId) -> Result<ObjectSpace> {
         let record = catalogue::need_volume(&*self.inner.engine, id)?;
         self.object_space(id.object(), record.common.size_bytes)
     }
 
-    /// Space of a snapshot, as of now. Walks the part of its map that nothing else shares.
+    /// Space of a snapshot, as of now. Finishes earlier deletions first, and walks the part of its map that nothing
+    /// else shares.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt`, `Io`, `Closed`.
+    /// `NotFound`; `Unsupported` in a pool that is open for reading only and was not closed, or was deleting something:
+    /// what is exclusive cannot be told then; `OutOfSpace`, `Corrupt`, `Io`, `Poisoned`, `Closed`.
     pub fn snapshot_space(&self, id: SnapshotId) -> Result<ObjectSpace> {
         let record = catalogue::need_snapshot(&*self.inner.engine, id)?;
         self.object_space(id.object(), record.common.size_bytes)

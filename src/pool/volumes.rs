@@ -468,10 +468,11 @@ impl Pool {
     }
 
     /// What [`delete_volume`](Self::delete_volume) would delete and how many bytes that would free, as of
-    /// now. Walks the maps concerned, skipping what is shared. Changes nothing; the volume may be attached.
+    /// now. Finishes earlier deletions first, and walks the maps concerned, skipping what is shared. Changes nothing
+    /// else; the volume may be attached.
     ///
     /// # Errors
-    /// `NotFound`; `HasSnapshots`, `Busy` as the delete; `Corrupt`, `Io`, `Closed`.
+    /// `NotFound`; `HasSnapshots`, `Busy` as the delete; the others as [`volume_space`](Self::volume_space).
     pub fn plan_delete(&self, id: VolumeId, snapshots: Snapshots) -> Result<DeletePlan> {
         let table: &dyn Table = &*self.inner.engine;
         catalogue::need_volume(table, id)?;
