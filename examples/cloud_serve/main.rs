@@ -10,6 +10,9 @@
 //! `ready` is printed once clients can connect; SIGINT and SIGTERM end it cleanly. Whatever fails is told in one line on
 //! standard error, with status 1.
 //!
+//! With `--profile none` requests are bound by what the pool itself can hold, not by the numbers of the documents: any
+//! number of snapshots of a volume, 255 bytes of name, any volume type.
+//!
 //! Any token and any signature is accepted: whoever can connect can do everything. A port alone is on loopback; any
 //! other address is for networks in which everybody is trusted.
 //!
@@ -71,7 +74,10 @@ impl Options {
                 Long("nbd-socket") => nbd_socket = Some(PathBuf::from(args.value()?)),
                 Long("profile") => match args.value()?.string()?.as_str() {
                     "evs" => {}
-                    "none" => config = config.evs_limits(Limits::native()),
+                    "none" => {
+                        let native = Limits::native;
+                        config = config.evs_limits(native()).cbs_limits(native()).ucloud_limits(native());
+                    }
                     other => return Err(format!("no profile is called {other:?}; usage: {USAGE}").into()),
                 },
                 Long("strict-cascade") => config = config.strict_cascade(true),

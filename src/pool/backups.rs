@@ -24,6 +24,7 @@ use super::deletion::Deletion;
 use super::filling::BackupRun;
 use super::limits::{MAX_PAGE, MAX_TEXT_BYTES};
 use super::pool::{Inner, Pool};
+use super::projects;
 use super::query::Page;
 use super::snapshot::SnapshotSpec;
 pub use super::status::BackupStatus;
@@ -91,7 +92,7 @@ pub struct Backup {
     pub zone: Option<String>,
     /// Type of the volume.
     pub volume_type: Option<String>,
-    /// Project of the volume.
+    /// Project of the volume; of an imported one whose volume this pool does not have, the default project.
     pub project: Option<String>,
     /// Why it is in status `error`.
     pub fail_reason: Option<String>,
@@ -543,12 +544,18 @@ impl Pool {
     }
 
     /// Adds the record of a backup that was found in a target; false when it is known.
-    pub(crate) fn adopt_backup(&self, id: BackupId, record: BackupRecord) -> Result<bool> {
+    pub(crate) fn adopt_backup(&self, id: BackupId, mut record: BackupRecord) -> Result<bool> {
         self.inner.transact(|batch| {
             if tables::backup(batch.table(), id)?.is_some() {
                 return Ok(false);
             }
             batch.claim_id("backup", Some(id.raw()))?;
+            // Whose it is does not stand in the target: the projects of one pool mean nothing to another.
+            let project = match catalogue::volume(batch.table(), record.volume)? {
+                Some(volume) => volume.common.project,
+                None => 0,
+            };
+            record.project = Some(projects::by_number(batch.table(), project)?.id);
             batch.stage(|stage| tables::insert_backup(stage, id, &record))?;
             Ok(true)
         })

@@ -11,7 +11,7 @@ use crate::dialect::config::Config;
 use crate::dialect::lookup::{self, Sources, gib, known};
 use crate::dialect::params::{Params, missing};
 use crate::error::{Error, Result, Violation};
-use crate::pool::{self, Pool, RollbackOptions, SnapshotQuery, SnapshotSpec};
+use crate::pool::{self, Pool, RollbackOptions, SnapshotQuery, SnapshotSpec, SnapshotUpdate};
 
 use super::code;
 use super::types::{
@@ -112,23 +112,27 @@ fn describe(pool: &Pool, config: &Config, params: &Params) -> Result<DescribeSna
 }
 
 fn create(pool: &Pool, params: &Params) -> Result<CreateSnapshot> {
-    let storage = params.need("storageId")?;
     let name = params.text("snapshotName")?.unwrap_or(UNNAMED);
+    let storage = params.need("storageId")?;
     // No attachment is asked about: it is as if force were said.
     let spec = SnapshotSpec::new().name(name).force(true);
+    spec.check(pool.limits())?;
     let made = pool.create_snapshot(pool.find_volume(storage)?, spec)?;
     Ok(CreateSnapshot { snapshot_id: made.alias })
 }
 
 fn modify(pool: &Pool, params: &Params) -> Result<Nothing> {
+    let name = params.text("snapshotName")?;
     let snapshot = params.need("snapshotId")?;
-    let name = params.text("snapshotName")?.ok_or_else(|| missing("snapshotName"))?;
-    pool.rename_snapshot(pool.find_snapshot(snapshot)?, name)?;
+    let name = name.ok_or_else(|| missing("snapshotName"))?;
+    let update = SnapshotUpdate::new().name(Some(name.into()));
+    update.check(pool.limits())?;
+    pool.update_snapshot(pool.find_snapshot(snapshot)?, update)?;
     Ok(Nothing {})
 }
 
 fn apply(pool: &Pool, params: &Params) -> Result<Nothing> {
-    let (snapshot, storage) = (params.need("snapshotId")?, params.need("storageId")?);
+    let [snapshot, storage] = params.need_all(["snapshotId", "storageId"])?;
     let snapshot = pool.find_snapshot(snapshot)?;
     let options = RollbackOptions::new().volume(pool.find_volume(storage)?);
     pool.rollback_with(snapshot, options)?;

@@ -121,8 +121,9 @@ impl<'a> Scope<'a> {
 }
 
 fn create(scope: &Scope<'_>, params: &Params) -> Result<Body> {
+    let (name, remark, kind) = (params.text("Name")?, params.text("Remark")?, params.filled("Type")?);
     let disk = params.need("DiskID")?;
-    let trigger = match params.filled("Type")? {
+    let trigger = match kind {
         None | Some("Manual") => Trigger::Manual,
         Some("Automatic") => Trigger::Automatic,
         Some(other) => {
@@ -133,12 +134,13 @@ fn create(scope: &Scope<'_>, params: &Params) -> Result<Body> {
     };
     // Nothing is said about attachments: it is as if force were.
     let mut spec = SnapshotSpec::new().trigger(trigger).force(true);
-    if let Some(name) = params.text("Name")? {
+    if let Some(name) = name {
         spec = spec.name(name);
     }
-    if let Some(remark) = params.text("Remark")? {
+    if let Some(remark) = remark {
         spec = spec.description(remark);
     }
+    spec.check(scope.pool.limits())?;
     let made = scope.pool.create_snapshot(scope.disk(disk)?, spec)?;
     Ok(Body::Created(CreateSnapshot { snapshot_id: made.id.to_string() }))
 }
@@ -202,7 +204,7 @@ fn info(scope: &Scope<'_>, sources: &Sources, snapshot: pool::Snapshot) -> Snaps
 }
 
 fn roll_back(scope: &Scope<'_>, params: &Params) -> Result<Body> {
-    let (disk, snapshot) = (params.need("DiskID")?, params.need("SnapshotID")?);
+    let [disk, snapshot] = params.need_all(["DiskID", "SnapshotID"])?;
     let snapshot = scope.snapshot(snapshot)?;
     let options = RollbackOptions::new().volume(scope.disk(disk)?);
     scope.pool.rollback_with(snapshot, options)?;
@@ -217,12 +219,14 @@ fn delete(scope: &Scope<'_>, params: &Params) -> Result<Body> {
 }
 
 fn modify(scope: &Scope<'_>, params: &Params) -> Result<Body> {
+    let (name, remark) = (params.text("Name")?, params.text("Remark")?);
     let resource = params.need("ResourceID")?;
-    let name = params.text("Name")?.ok_or_else(|| missing("Name"))?;
+    let name = name.ok_or_else(|| missing("Name"))?;
     let mut update = SnapshotUpdate::new().name(Some(name.into()));
-    if let Some(remark) = params.text("Remark")? {
+    if let Some(remark) = remark {
         update = update.description(Some(remark.into()));
     }
+    update.check(scope.pool.limits())?;
     scope.pool.update_snapshot(scope.snapshot(resource)?, update)?;
     Ok(Body::Done(Nothing {}))
 }
