@@ -261,10 +261,8 @@ fn op_069_texts_and_metadata_out_of_their_limits() {
     table.snap(json!({ "name": long(256) }), 400, "EVS.5400");
     table.snap(json!({ "description": long(256) }), 400, "EVS.5400");
     table.both_snap([&format!("&snapshotName={}", long(61)), &format!("&Name={}", long(31))], 9003, 230);
-    table.ucloud(
-        &format!("CreateSnapshot&DiskID={}&Remark={}", table.volume.id, many("%E7%A1%AC", 101)),
-        230,
-    );
+    table
+        .ucloud(&format!("CreateSnapshot&DiskID={}&Remark={}", table.volume.id, many("%E7%A1%AC", 101)), 230);
     let (name, snapshot) = (long(61), table.snapshot.id);
     table.cbs(&format!("ModifySnapshot&snapshotId={snapshot}&snapshotName={name}"), 9003);
     table.ucloud(&format!("ModifyNameAndRemark&ResourceID={snapshot}&Name={name}"), 230);
@@ -481,9 +479,8 @@ fn op_069_deletions_and_extensions_that_are_refused() {
 
 #[test]
 fn op_069_quotas_and_space() {
-    let table = Table::with(
-        Config::new().evs_limits(Limits::evs().volumes(Some(2)).volume_bytes(Some(4 * GIB))),
-    );
+    let table =
+        Table::with(Config::new().evs_limits(Limits::evs().volumes(Some(2)).volume_bytes(Some(4 * GIB))));
     let create = |keys: Value| table.evs("POST volumes", json!({ "volume": keys }), 413, "EVS.5413");
     create(json!({ "size": 3 }));
     create(json!({ "size": 1, "count": 2 }));
@@ -524,6 +521,83 @@ fn op_069_what_is_not_offered() {
 }
 
 #[test]
+fn op_032_a_rollback_to_a_damaged_snapshot_says_so_and_leaves_a_way_on() {
+    let device = SimDevice::new();
+    let pool = Pool::create_on(device.clone(), options()).unwrap();
+    let Table { store, volume, snapshot } = Table::of(Store { pool, config: Config::new() });
+    store.write(volume.id, 2);
+    // With many others, what the catalogue says of maps stands apart from what it says of names and statuses.
+    for volume in store.pool.create_volumes(VolumeSpec::blank(GIB).project("q"), 100).unwrap() {
+        store.write(volume.id, 3);
+    }
+    store.pool.close().unwrap();
+    let image = device.view();
+    // Metadata lie there twice: both copies are damaged, found by their content.
+    let mut copies: std::collections::BTreeMap<&[u8], Vec<u64>> = Default::default();
+    for (n, block) in
+        image.chunks_exact(4096).enumerate().filter(|(_, block)| block.iter().any(|b| *b != block[0]))
+    {
+        copies.entry(block).or_default().push(n as u64);
+    }
+    let roll = format!("POST os-vendor-snapshots/{}/rollback", snapshot.id);
+    let body = json!({ "rollback": { "volume_id": volume.id.to_string() } }).to_string();
+    let shown = |store: &Store| {
+        store.evs_of_p(&format!("GET volumes/{}", volume.id), "").1["volume"]["status"].clone()
+    };
+    let (mut done, mut failed) = (0, 0);
+    for blocks in copies.values() {
+        let turn = |device: &SimDevice| blocks.iter().for_each(|block| device.flip_bit(block * 4096 + 99, 3));
+        let damaged = || {
+            let device = SimDevice::from_image(image.clone());
+            turn(&device);
+            let pool = Pool::open_on(device.clone(), OpenOptions::new()).ok()?;
+            Some((Store { pool, config: Config::new() }, device))
+        };
+        let Some((store, device)) = damaged() else { continue };
+        let (status, answer) = store.evs_of_p(&roll, &body);
+        if status == 202 {
+            assert_eq!(shown(&store), "available");
+            done += 1;
+            continue;
+        }
+        assert_fault((status, &answer), 500, "EVS.5500");
+        if shown(&store) != "error_rollbacking" {
+            // Found before it began.
+            continue;
+        }
+        failed += 1;
+        let again = |query: &str| {
+            let (store, _) = damaged().unwrap();
+            let id = volume.id;
+            (store.cbs(&format!("ApplySnapshot&storageId={id}&{query}")), shown(&store))
+        };
+        let cbs = again(&format!("snapshotId={}", snapshot.id));
+        assert_eq!((&cbs.0["code"], &cbs.1), (&json!(6000), &json!("error_rollbacking")));
+        // The status lasts, and the data are what they were. Nothing but a rollback or a delete is possible, and both
+        // are once the device gives back what was written there.
+        drop(store);
+        let left = device.view();
+        for way_on in [(&roll, &body, 202), (&format!("DELETE volumes/{}", volume.id), &String::new(), 202)] {
+            let device = SimDevice::from_image(left.clone());
+            turn(&device);
+            let pool = Pool::open_on(device, OpenOptions::new()).unwrap();
+            let store = Store { pool, config: Config::new() };
+            assert_eq!(shown(&store), "error_rollbacking");
+            let take =
+                json!({ "snapshot": { "volume_id": volume.id.to_string(), "force": true } }).to_string();
+            assert_eq!(store.evs_of_p("POST snapshots", &take).0, 400);
+            let (line, body, status) = way_on;
+            assert_eq!(store.evs_of_p(line, body).0, status, "{line}");
+            if line == &roll {
+                assert_eq!((shown(&store), store.read(volume.id)), (json!("available"), 0));
+            }
+        }
+    }
+    println!("{done} done, {failed} failed");
+    assert!(done > 0 && failed > 0);
+}
+
+#[test]
 fn op_069_a_store_that_has_failed_or_is_closed() {
     // A device that fails to sync: the first request is told so, and all that come after it.
     let device = SimDevice::new();
@@ -539,34 +613,6 @@ fn op_069_a_store_that_has_failed_or_is_closed() {
     assert_eq!(answer["computeFault"]["message"], "Internal server error.");
     let told = table.store.cbs(&format!("CreateSnapshot&storageId={}", table.volume.alias));
     assert_eq!(told["message"], "the store has failed");
-
-    // Damage: of the records of volumes, as found after the pool was opened.
-    let image = {
-        let device = SimDevice::new();
-        let pool = Pool::create_on(device.clone(), options()).unwrap();
-        let table = Table::of(Store { pool, config: Config::new() });
-        table.pool().clone().close().unwrap();
-        device.view()
-    };
-    let mut found = 0;
-    for block in 0..image.len() / 4096 {
-        let mut bytes = image.clone();
-        bytes[block * 4096..][..4096].fill(0xA5);
-        let Ok(pool) = Pool::open_on(SimDevice::from_image(bytes), OpenOptions::new()) else { continue };
-        let store = Store { pool, config: Config::new() };
-        let (status, answer) = store.evs_of_p("GET snapshots", "");
-        match status {
-            200 => {}
-            500 => {
-                assert_fault((status, &answer), 500, "EVS.5500");
-                assert_eq!(store.cbs("DescribeSnapshots")["code"], 6000);
-                assert_eq!(store.ucloud("DescribeSnapshot")["RetCode"], 1000);
-                found += 1;
-            }
-            other => panic!("{other} {answer}"),
-        }
-    }
-    println!("{found} blocks of {}", image.len() / 4096);
 
     let table = Table::new();
     table.pool().clone().close().unwrap();

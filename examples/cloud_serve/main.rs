@@ -18,8 +18,11 @@
 //!
 //! The first `--project` is the default project. Any other that a path names exists from its first use.
 
+#[path = "../serving/mod.rs"]
+mod serving;
+
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,30 +31,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use lexopt::prelude::*;
+use serving::{Outcome, address};
 use snapvol::dialect::{self, Config, MAX_BODY_BYTES};
 use snapvol::{CreateOptions, Limits, OpenOptions, Pool};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
 const USAGE: &str = "cloud_serve --pool POOL --listen ADDRESS [--nbd-socket PATH] [--profile evs|none] \
                      [--strict-cascade] [--region NAME] [--project ID]...";
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(serve) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            let mut line = e.to_string();
-            let mut cause = e.source();
-            while let Some(e) = cause {
-                line = format!("{line}: {e}");
-                cause = e.source();
-            }
-            eprintln!("cloud_serve: {}", line.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    serving::ended("cloud_serve", Options::parse().and_then(serve))
 }
 
 struct Options {
@@ -94,15 +84,6 @@ impl Options {
             _ => Err(format!("usage: {USAGE}").into()),
         }
     }
-}
-
-/// A port alone is one of this host's own, which nobody else reaches.
-fn address(text: &str) -> Outcome<SocketAddr> {
-    if let Ok(port) = text.trim_start_matches(':').parse() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    let found = text.to_socket_addrs().map_err(|e| format!("no address to listen on, {text:?}: {e}"))?;
-    found.into_iter().next().ok_or_else(|| format!("no address to listen on: {text:?}").into())
 }
 
 fn open(path: &Path) -> Outcome<Pool> {

@@ -12,8 +12,8 @@ use http::{Request, header};
 use serde_json::Value;
 use snapvol::dialect::{self, Config};
 use snapvol::{
-    AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotQuery, StepClock, Volume,
-    VolumeId, VolumeQuery, VolumeSpec,
+    AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotQuery,
+    StepClock, Volume, VolumeId, VolumeQuery, VolumeSpec,
 };
 
 pub(crate) const GIB: u64 = 1 << 30;

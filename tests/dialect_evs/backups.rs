@@ -206,9 +206,8 @@ fn op_066_what_was_imported_is_seen_by_one_project() {
     let target = LocalFolder::open(folder.path().join("backups")).unwrap();
     other.pool.connect_backup_target("local", Arc::new(target)).unwrap();
     assert_eq!(import(&other), std::slice::from_ref(&own));
-    let of = |project: &str| {
-        other.raw(Method::GET, &format!("/v2/{project}/backups"), b"").is(200).ids("backups")
-    };
+    let of =
+        |project: &str| other.raw(Method::GET, &format!("/v2/{project}/backups"), b"").is(200).ids("backups");
     assert_eq!((of("default"), of(P)), (vec![own.clone()], Vec::new()));
     other.pool.set_default_project(P).unwrap();
     assert_eq!((of("default"), of(P)), (Vec::new(), vec![own.clone()]));
