@@ -13,7 +13,6 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -234,53 +233,37 @@ fn what_was_answered_is_there_after_a_kill() {
     };
     let mut flushed = 0u64;
     for round in 0..8 {
-        let cloud = Cloud::start(&pool, &options);
-        let ends = AtomicBool::new(false);
-        let (address, id) = (&cloud.address, &volume);
+        let Cloud { serving, address } = Cloud::start(&pool, &options);
         let (made, removed, written) = thread::scope(|scope| {
+            // Goes on until nobody answers.
             let control = scope.spawn(|| {
                 let (mut made, mut removed) = (Vec::new(), Vec::new());
-                while !ends.load(Ordering::Relaxed) {
-                    let body = json!({ "snapshot": { "volume_id": id, "force": true } }).to_string();
-                    let Some((202, answer)) = ask(address, "POST /v2/p1/snapshots", &body) else { break };
+                for n in 1.. {
+                    let body = json!({ "snapshot": { "volume_id": volume, "force": true } }).to_string();
+                    let Some((202, answer)) = ask(&address, "POST /v2/p1/snapshots", &body) else { break };
                     made.push(answer["snapshot"]["id"].as_str().unwrap().to_owned());
-                    if made.len() % 3 == 0 {
+                    if n % 3 == 0 {
+                        // Nobody knows what becomes of this one without an answer.
                         let victim = made.remove(0);
                         let line = format!("DELETE /v2/p1/snapshots/{victim}");
-                        match ask(address, &line, "") {
-                            Some((202, _)) => removed.push(victim),
-                            // Nobody knows about this one.
-                            _ => break,
-                        }
+                        let Some((202, _)) = ask(&address, &line, "") else { break };
+                        removed.push(victim);
                     }
                 }
                 (made, removed)
             });
-            let data = scope.spawn(|| {
-                let mut client = Client::open(Path::new(&socket), "data");
-                let mut done = flushed;
-                while !ends.load(Ordering::Relaxed) && done < flushed + 200 {
-                    client.write(0, &(done + 1).to_le_bytes().repeat(512));
-                    client.flush();
-                    done += 1;
-                }
-                // The kill must not come while this one is half-way through: it panics where the server is gone.
-                ends.store(true, Ordering::Relaxed);
-                done
-            });
-            let written = data.join().unwrap();
-            let (made, removed) = control.join().unwrap();
-            (made, removed, written)
-        });
-        // Killed while a request is on its way, and one connection is open.
-        let mut open = Client::open(Path::new(&socket), "data");
-        open.write(4096, &[round as u8; 4096]);
-        let body = json!({ "volume": { "size": 1, "name": "perhaps" } }).to_string();
-        thread::scope(|scope| {
-            scope.spawn(|| ask(address, "POST /v2/p1/volumes", &body));
+            let mut client = Client::open(Path::new(&socket), "data");
+            let count = rng.u64(1..100);
+            for n in 1..=count {
+                client.write(0, &(flushed + n).to_le_bytes().repeat(512));
+                client.flush();
+            }
+            // Not flushed, and the connection stays open.
+            client.write(4096, &[round as u8; 4096]);
             thread::sleep(Duration::from_micros(rng.u64(0..3000)));
-            let Cloud { serving, .. } = cloud;
             assert!(!serving.end("KILL").status.success());
+            let (made, removed) = control.join().unwrap();
+            (made, removed, flushed + count)
         });
         println!(
             "round {round}: {} snapshots made, {} deleted, {written} written",
@@ -414,7 +397,9 @@ fn projects_keep_their_numbers() {
     };
     let cloud = Cloud::start(&pool, &["--project", "one", "--project", "two"]);
     // The one that is used first comes behind those that were named.
-    ["four", "one", "two"].map(|project| create(&cloud, project));
+    for project in ["four", "one", "two"] {
+        create(&cloud, project);
+    }
     let want = |more: &[(&str, u64)]| -> Vec<(String, u64)> {
         let all = [("four", 2), ("one", 0), ("two", 1)].iter().chain(more);
         let mut all: Vec<_> = all.map(|(name, number)| ((*name).to_owned(), *number)).collect();
@@ -457,7 +442,10 @@ fn one_port_tells_the_dialects_apart_and_reads_no_more_than_it_must() {
     assert_eq!(cloud.get("/v2/p1/volumes"), json!({ "volumes": [] }));
     assert_eq!(cloud.ask("GET /elsewhere", Value::Null).0, 404);
     // Too much is refused unparsed: it would be a volume. One byte less is one.
-    let body = |len: usize| format!("{:<len$}", r#"{"volume": {"size": 1}}"#);
+    let body = |len: usize| {
+        let json = r#"{"volume": {"size": 1}}"#;
+        format!("{json}{}", " ".repeat(len - json.len()))
+    };
     for line in [
         "POST /v2/p1/volumes",
         "POST /v2/index.php?Action=DescribeSnapshots",
