@@ -176,16 +176,9 @@ fn in_every_status(mut look: impl FnMut(SnapshotStatus, &Value)) {
     let disk = store.disk(1);
     let id = store.pool.create_snapshot(disk.id, SnapshotSpec::new()).unwrap().id;
     for &status in SnapshotStatus::ALL {
-        let job = match status {
-            SnapshotStatus::Available => None,
-            SnapshotStatus::Error | SnapshotStatus::ErrorDeleting => {
-                store.pool.reset_snapshot_status(id, status).unwrap();
-                None
-            }
-            transient => Some(store.pool.begin_snapshot_job(id, transient).unwrap()),
-        };
+        let shown = store.in_status(id, status);
         look(status, &store.cbs("DescribeSnapshots"));
-        drop(job);
+        drop(shown);
         store.pool.reset_snapshot_status(id, SnapshotStatus::Available).unwrap();
     }
 }

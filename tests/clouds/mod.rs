@@ -12,8 +12,8 @@ use http::{Request, header};
 use serde_json::Value;
 use snapvol::dialect::{self, Config};
 use snapvol::{
-    AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotQuery,
-    StepClock, Volume, VolumeId, VolumeQuery, VolumeSpec,
+    AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotId,
+    SnapshotJob, SnapshotQuery, SnapshotStatus, StepClock, Volume, VolumeId, VolumeQuery, VolumeSpec,
 };
 
 pub(crate) const GIB: u64 = 1 << 30;
@@ -121,6 +121,17 @@ impl Store {
         let usage: Vec<_> = projects.iter().map(|p| self.pool.usage(&p.id).unwrap()).collect();
         let zones = self.pool.zones().unwrap();
         format!("{volumes:?}{snapshots:?}{images:?}{backups:?}{projects:?}{usage:?}{zones:?}")
+    }
+
+    /// Brings a snapshot into a status: a transient one lasts as long as what is returned.
+    pub(crate) fn in_status(&self, id: SnapshotId, status: SnapshotStatus) -> Option<SnapshotJob> {
+        use SnapshotStatus as S;
+        if let S::Available | S::Error | S::ErrorDeleting = status {
+            self.pool.reset_snapshot_status(id, status).unwrap();
+            return None;
+        }
+        self.pool.reset_snapshot_status(id, S::Available).unwrap();
+        Some(self.pool.begin_snapshot_job(id, status).unwrap())
     }
 
     pub(crate) fn write(&self, id: VolumeId, byte: u8) {
