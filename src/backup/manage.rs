@@ -7,7 +7,8 @@ use super::manifest::Manifest;
 use super::shelf::{MANIFESTS, Shelf, each_listed};
 use crate::error::{Error, Result};
 use crate::pool::Pool;
-use crate::pool::backups::{Backup, BackupRecord, BackupStatus};
+use crate::pool::backup_steps::BackupRecord;
+use crate::pool::backups::{Backup, BackupStatus};
 use crate::units::{BLOCK_BYTES, BackupId};
 
 impl Pool {

@@ -130,7 +130,7 @@ def cinder(version, url):
 
 
 def raw_rollback(cinder, snapshot, volume):
-    """The answer and its body; the two releases name the call of their own client differently."""
+    """The answer and its body."""
     path, body = f"/os-vendor-snapshots/{snapshot}/rollback", {"rollback": {"volume_id": volume}}
     return cinder.client.post(path, body=body)
 

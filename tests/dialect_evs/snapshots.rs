@@ -267,6 +267,7 @@ fn op_020_pages_visit_each_snapshot_once() {
     cloud.refuses(404, "EVS.5404", |c| c.get(&format!("snapshots?marker={NOBODY}")));
     let v3 = cloud.v3();
     assert_eq!(v3.get("snapshots?limit=0").is(200).ids("snapshots").len(), 0);
+    assert_eq!(v3.get("cloudsnapshots/detail?limit=0").is(200).body, json!({ "snapshots": [], "count": 10 }));
     assert_eq!(v3.get("snapshots?limit=1001").is(200).ids("snapshots").len(), 10);
     assert!(v3.get("snapshots?limit=10").body.get("snapshots_links").is_some());
 }
