@@ -172,7 +172,10 @@ fn op_099_ucloud_actions_are_done_or_not_done() {
 fn op_099_work_that_was_cut_off_leaves_no_transient_status() {
     use snapvol::{SnapshotStatus, VolumeStatus};
 
-    let after = |work: &dyn Fn(&Store, VolumeId, &mut dyn FnMut())| {
+    /// Does something to the volume, and calls back at the moment at which it is cut off.
+    type Work<'a> = dyn Fn(&Store, VolumeId, &mut dyn FnMut()) + 'a;
+
+    let after = |work: &Work<'_>| {
         let (store, device, disk, _) = begin();
         let image = std::cell::RefCell::new(None);
         work(&store, disk, &mut || {
