@@ -176,16 +176,9 @@ fn in_every_status(mut look: impl FnMut(SnapshotStatus, &Value)) {
     let disk = store.disk(1);
     let id = store.pool.create_snapshot(disk.id, SnapshotSpec::new()).unwrap().id;
     for &status in SnapshotStatus::ALL {
-        let job = match status {
-            SnapshotStatus::Available => None,
-            SnapshotStatus::Error | SnapshotStatus::ErrorDeleting => {
-                store.pool.reset_snapshot_status(id, status).unwrap();
-                None
-            }
-            transient => Some(store.pool.begin_snapshot_job(id, transient).unwrap()),
-        };
+        let shown = store.in_status(id, status);
         look(status, &store.cbs("DescribeSnapshots"));
-        drop(job);
+        drop(shown);
         store.pool.reset_snapshot_status(id, SnapshotStatus::Available).unwrap();
     }
 }
@@ -456,62 +449,4 @@ fn op_098_random_requests_are_answered_and_refused_ones_leave_no_trace() {
         assert!(seen.contains_key(&(kind.to_owned(), code)), "the requests reach {kind} {code}: {seen:?}");
     }
     assert!(store.pool.check(snapvol::CheckOptions::new(), &mut |_| {}).unwrap().is_clean());
-}
-
-/// Every request changes one thing, in one commit: a loss of power at any write shows it done or not done.
-#[cfg(feature = "sim")]
-#[test]
-fn op_099_after_a_crash_at_any_write_each_action_is_done_or_not_done() {
-    use std::collections::BTreeSet;
-
-    use snapvol::device::sim::{Fate, SimDevice};
-    use snapvol::{OpenOptions, Pool};
-
-    let device = SimDevice::new();
-    let store =
-        Store { pool: Pool::create_on(device.clone(), clouds::options()).unwrap(), config: Config::new() };
-    let disk = store.disk(1);
-    store.write(disk.id, 1);
-    let id = snap(&store, disk.id, "first");
-    store.write(disk.id, 2);
-    store.pool.checkpoint().unwrap();
-    device.restart_trace();
-    let shown = |store: &Store| {
-        let answer = store.cbs("DescribeSnapshots");
-        let all = answer["snapshotSet"].as_array().unwrap();
-        assert!(all.iter().all(|s| s["snapshotStatus"] == "normal"), "a transient status: {answer}");
-        assert_eq!(store.pool.volume(disk.id).unwrap().status, VolumeStatus::Available);
-        (answer, store.read(disk.id))
-    };
-    let mut states = vec![(0, shown(&store))];
-    for query in [
-        format!("ModifySnapshot&snapshotId={id}&snapshotName=renamed"),
-        format!("CreateSnapshot&storageId={}&snapshotName=second", disk.alias),
-        format!("ApplySnapshot&snapshotId={id}&storageId={}", disk.alias),
-        format!("DeleteSnapshot&snapshotIds.0={id}"),
-    ] {
-        assert_eq!(store.cbs(&query)["code"], 0, "{query}");
-        states.push((device.op_count(), shown(&store)));
-    }
-    let trace = device.trace();
-    let mut seen = BTreeSet::new();
-    for cut in 0..=trace.len() {
-        let acknowledged = states.iter().rposition(|(end, _)| *end <= cut).unwrap();
-        for way in 0..8 {
-            let fate = |n: usize| match way {
-                0 => Fate::Kept,
-                1 => Fate::Lost,
-                2 | 3 if n % 2 == way - 2 => Fate::Kept,
-                2 | 3 => Fate::Lost,
-                seed => Fate::TornRandom((cut * 8 + seed) as u64),
-            };
-            let pool = Pool::open_on(trace.device_at(cut, fate), OpenOptions::new()).unwrap();
-            let found = shown(&Store { pool, config: Config::new() });
-            let number = states.iter().position(|(_, state)| *state == found);
-            let lawful = acknowledged..=acknowledged + 1;
-            assert!(number.is_some_and(|n| lawful.contains(&n)), "cut {cut}, way {way}: {found:?}");
-            seen.extend(number);
-        }
-    }
-    assert_eq!(seen.len(), states.len());
 }

@@ -4,31 +4,24 @@
 
 #[path = "common/nbd.rs"]
 mod client;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use client::{Client, FUA, TRIM, WRITE, ZEROES};
+use program::{Folder, Serving, failure};
 use snapvol::{CheckOptions, OpenOptions, Pool, SnapshotSpec, VolumeQuery};
 
-/// The example, built as this test was.
+/// The example, built once.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--profile", "test", "--all-features", "--example", "nbd_serve"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(built.success());
-        let tests = std::env::current_exe().unwrap();
-        tests.parent().unwrap().parent().unwrap().join("examples/nbd_serve")
-    })
+    PROGRAM.get_or_init(|| program::build("nbd_serve"))
 }
 
 fn run(args: &[&str]) -> Output {
@@ -39,56 +32,11 @@ fn create(pool: &str, volume: &str, size: &str) -> Output {
     run(&["create", "--pool", pool, "--volume", volume, "--size", size])
 }
 
-/// A failure is status 1 and one line on standard error, which is returned.
-fn failure(out: Output) -> String {
-    assert_eq!(out.status.code(), Some(1), "{out:?}");
-    assert!(out.stdout.is_empty(), "{out:?}");
-    let line = String::from_utf8(out.stderr).unwrap();
-    assert!(line.ends_with('\n') && line.trim_end().lines().count() == 1, "{line:?}");
-    line
-}
-
 /// The program, serving.
-struct Serving(Child);
-
-impl Serving {
-    /// Returns once it has said that it is ready.
-    fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(program())
-            .arg("serve")
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        if line != "ready\n" {
-            let mut why = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-            panic!("{line:?} {why}");
-        }
-        Self(child)
-    }
-
-    /// Sends a signal, and returns how the program ended.
-    fn end(mut self, signal: &str) -> Output {
-        let sent = Command::new("kill").args(["-s", signal, &self.0.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-        self.0.wait().unwrap();
-        self.0.wait_with_output().unwrap()
-    }
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().into()
-    }
+fn start(args: &[&str]) -> Serving {
+    let mut command = Command::new(program());
+    command.arg("serve").args(args);
+    Serving::start(command)
 }
 
 #[test]
@@ -107,7 +55,7 @@ fn it_creates_serves_and_ends_on_a_signal_with_everything_durable() {
         made.close().unwrap();
     }
     for (round, signal) in ["TERM", "INT"].into_iter().enumerate() {
-        let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
+        let serving = start(&["--pool", &pool, "--socket", &socket]);
         let path = Path::new(&socket);
         assert_eq!(Client::open(path, "two").size, 2 << 20);
         assert_eq!(Client::open(path, "two@s").flags & 2, 2);
@@ -129,14 +77,12 @@ fn it_listens_on_loopback_and_replaces_a_stale_socket() {
     let (pool, socket) = (folder.path("p"), folder.path("s"));
     assert!(create(&pool, "v", "4096").status.success());
     drop(UnixListener::bind(&socket).unwrap());
-    let mut serving = Serving::start(&["--pool", &pool, "--socket", &socket, "--listen", "0"]);
+    let mut serving = start(&["--pool", &pool, "--socket", &socket, "--listen", "0"]);
     Client::open(Path::new(&socket), "").disconnect();
-    let mut line = String::new();
-    BufReader::new(serving.0.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let port = line.trim().strip_prefix("listening on 127.0.0.1:").unwrap();
-    assert!(std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok());
+    let address = serving.address();
+    assert!(address.starts_with("127.0.0.1:") && std::net::TcpStream::connect(&address).is_ok());
     assert!(serving.end("TERM").status.success());
-    let serving = Serving::start(&["--pool", &pool, "--listen", &format!("127.0.0.1:{port}")]);
+    let serving = start(&["--pool", &pool, "--listen", &address]);
     assert!(serving.end("TERM").status.success());
 }
 
@@ -150,7 +96,7 @@ fn a_killed_server_leaves_what_was_durable_and_a_socket_that_is_replaced() {
     for (i, (command, flags)) in
         [(WRITE, 0), (WRITE, FUA), (ZEROES, FUA), (TRIM, FUA)].into_iter().enumerate()
     {
-        let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
+        let serving = start(&["--pool", &pool, "--socket", &socket]);
         let mut clients = [0; 2].map(|_| Client::open(Path::new(&socket), "v"));
         assert!(clients[0].read(0, 1 << 20) == expected, "round {i}");
         let at = (i + 1) * 65_536;
@@ -165,7 +111,7 @@ fn a_killed_server_leaves_what_was_durable_and_a_socket_that_is_replaced() {
         assert!(Path::new(&socket).exists(), "stale from now on");
         expected[at..at + 8192].fill(if command == WRITE { 9 } else { 0 });
     }
-    let serving = Serving::start(&["--pool", &pool, "--socket", &socket]);
+    let serving = start(&["--pool", &pool, "--socket", &socket]);
     assert!(Client::open(Path::new(&socket), "v").read(0, 1 << 20) == expected);
     assert!(serving.end("TERM").status.success());
 }
@@ -209,7 +155,7 @@ fn whatever_fails_is_one_line_and_status_1() {
     assert!(failure(run(&["serve", "--pool", &pool, "--socket", &socket])).contains(&socket));
     assert_eq!(fs::read(&socket).unwrap(), b"precious");
     let other = folder.path("s2");
-    let serving = Serving::start(&["--pool", &pool, "--socket", &other]);
+    let serving = start(&["--pool", &pool, "--socket", &other]);
     assert!(failure(create(&pool, "w", "4096")).contains("open elsewhere"));
     assert!(
         failure(run(&["serve", "--pool", &pool, "--socket", &folder.path("s3")])).contains("open elsewhere")

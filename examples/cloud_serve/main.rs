@@ -10,13 +10,19 @@
 //! `ready` is printed once clients can connect; SIGINT and SIGTERM end it cleanly. Whatever fails is told in one line on
 //! standard error, with status 1.
 //!
+//! With `--profile none` requests are bound by what the pool itself can hold, not by the numbers of the documents: any
+//! number of snapshots of a volume, 255 bytes of name, any volume type.
+//!
 //! Any token and any signature is accepted: whoever can connect can do everything. A port alone is on loopback; any
 //! other address is for networks in which everybody is trusted.
 //!
 //! The first `--project` is the default project. Any other that a path names exists from its first use.
 
+#[path = "../serving/mod.rs"]
+mod serving;
+
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,30 +31,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use lexopt::prelude::*;
+use serving::{Outcome, address};
 use snapvol::dialect::{self, Config, MAX_BODY_BYTES};
 use snapvol::{CreateOptions, Limits, OpenOptions, Pool};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
 const USAGE: &str = "cloud_serve --pool POOL --listen ADDRESS [--nbd-socket PATH] [--profile evs|none] \
                      [--strict-cascade] [--region NAME] [--project ID]...";
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(serve) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            let mut line = e.to_string();
-            let mut cause = e.source();
-            while let Some(e) = cause {
-                line = format!("{line}: {e}");
-                cause = e.source();
-            }
-            eprintln!("cloud_serve: {}", line.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    serving::ended("cloud_serve", Options::parse().and_then(serve))
 }
 
 struct Options {
@@ -71,7 +64,10 @@ impl Options {
                 Long("nbd-socket") => nbd_socket = Some(PathBuf::from(args.value()?)),
                 Long("profile") => match args.value()?.string()?.as_str() {
                     "evs" => {}
-                    "none" => config = config.evs_limits(Limits::native()),
+                    "none" => {
+                        let native = Limits::native;
+                        config = config.evs_limits(native()).cbs_limits(native()).ucloud_limits(native());
+                    }
                     other => return Err(format!("no profile is called {other:?}; usage: {USAGE}").into()),
                 },
                 Long("strict-cascade") => config = config.strict_cascade(true),
@@ -88,15 +84,6 @@ impl Options {
             _ => Err(format!("usage: {USAGE}").into()),
         }
     }
-}
-
-/// A port alone is one of this host's own, which nobody else reaches.
-fn address(text: &str) -> Outcome<SocketAddr> {
-    if let Ok(port) = text.trim_start_matches(':').parse() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    let found = text.to_socket_addrs().map_err(|e| format!("no address to listen on, {text:?}: {e}"))?;
-    found.into_iter().next().ok_or_else(|| format!("no address to listen on: {text:?}").into())
 }
 
 fn open(path: &Path) -> Outcome<Pool> {

@@ -10,41 +10,30 @@
 //! `HOST:PORT`, or a port alone, on loopback then; with port 0 the one that was taken is told on standard error.
 //! Whatever fails is told in one line on standard error, with status 1.
 
+#[path = "../serving/mod.rs"]
+mod serving;
+
 use std::ffi::OsString;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::prelude::*;
+use serving::{Outcome, address};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use snapvol::{CreateOptions, OpenOptions, Pool, VolumeSpec, nbd};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const USAGE: &str = "nbd_serve create --pool POOL --volume NAME --size BYTES, \
                      or nbd_serve serve --pool POOL (--socket PATH | --listen ADDRESS)";
 
 fn main() -> ExitCode {
-    let done = match Command::parse() {
-        Ok(Command::Create { pool, volume, size_bytes }) => create(pool, volume, size_bytes),
-        Ok(Command::Serve { pool, sockets, addresses }) => serve(pool, sockets, addresses),
-        Err(e) => Err(e),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            let mut line = e.to_string();
-            let mut cause = e.source();
-            while let Some(e) = cause {
-                line = format!("{line}: {e}");
-                cause = e.source();
-            }
-            eprintln!("nbd_serve: {}", line.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    let done = Command::parse().and_then(|command| match command {
+        Command::Create { pool, volume, size_bytes } => create(pool, volume, size_bytes),
+        Command::Serve { pool, sockets, addresses } => serve(pool, sockets, addresses),
+    });
+    serving::ended("nbd_serve", done)
 }
 
 enum Command {
@@ -80,15 +69,6 @@ impl Command {
             _ => Err(format!("usage: {USAGE}").into()),
         }
     }
-}
-
-/// A port alone is one of this host's own, which nobody else reaches.
-fn address(text: &str) -> Outcome<SocketAddr> {
-    if let Ok(port) = text.trim_start_matches(':').parse() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    let found = text.to_socket_addrs().map_err(|e| format!("no address to listen on, {text:?}: {e}"))?;
-    found.into_iter().next().ok_or_else(|| format!("no address to listen on: {text:?}").into())
 }
 
 fn create(path: PathBuf, volume: String, size_bytes: u64) -> Outcome<()> {

@@ -13,7 +13,8 @@ use super::send::{Senders, Shared};
 use super::shelf::{Kind, Shelf, Stock};
 use super::table::{PieceRef, TABLE_PIECES, Table};
 use crate::error::{Error, Limited, Result, Violation};
-use crate::pool::backups::{Backup, Begun, Made, NewBackup};
+use crate::pool::backup_steps::{Begun, Made, NewBackup};
+use crate::pool::backups::Backup;
 use crate::pool::{Change, Diff, Disk, ExtentKind, Pool};
 use crate::target::{Claimant, Claimed};
 use crate::units::{BackupId, VolumeId};
@@ -69,7 +70,7 @@ impl BackupSpec {
         self.full = on;
         self
     }
-    /// Bytes in a piece, the unit in which content is stored and shared: a power of two from 64 KiB to 4 MiB, 1 MiB by
+    /// Bytes in a piece, the unit in which content is stored and shared: a power of two from 64 KiB to 4 MiB, 256 KiB by
     /// default. Smaller ones send less where changes are scattered, and make more objects. A backup of another
     /// piece size than the one before reads everything.
     pub fn piece_bytes(mut self, bytes: u64) -> Self {

@@ -7,7 +7,8 @@ use super::manifest::Manifest;
 use super::shelf::{MANIFESTS, Shelf, each_listed};
 use crate::error::{Error, Result};
 use crate::pool::Pool;
-use crate::pool::backups::{Backup, BackupRecord, BackupStatus};
+use crate::pool::backup_steps::BackupRecord;
+use crate::pool::backups::{Backup, BackupStatus};
 use crate::units::{BLOCK_BYTES, BackupId};
 
 impl Pool {
@@ -33,7 +34,8 @@ impl Pool {
 
     /// Makes records of the backups in a target that this pool has none of: those of other pools, and its own that
     /// were [forgotten](Self::forget_backup), or made after the pool file was copied. They can be restored and
-    /// verified. Returns the new records. Each is durable when the call returns, or fails at a later one.
+    /// verified. Returns the new records. Each is durable when the call returns, or fails at a later one. They belong
+    /// to the project of their volume where this pool has it, and to the default project otherwise.
     ///
     /// Manifests that are damaged, or of a version that is not known, are left aside.
     ///
@@ -90,6 +92,7 @@ fn record_of(target: &str, manifest: Manifest, digest: Digest) -> BackupRecord {
         description: manifest.description,
         zone: manifest.zone,
         volume_type: manifest.volume_type,
+        // Said when it is adopted.
         project: None,
         fail_reason: None,
     }

@@ -40,7 +40,8 @@ const HEAD: usize = 160;
 const RESERVED: std::ops::Range<usize> = 126..HEAD;
 const TEXTS: usize = 5;
 const TABLE: usize = 48;
-/// Longest manifest in bytes: room for tables over 5 PiB of a volume where each range has something.
+/// Longest manifest in bytes: with pieces of the usual size, room for tables over 1.3 PiB of a volume where each range
+/// has something.
 pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 /// Most tables that surely fit, whatever the texts.
 pub(super) const MAX_TABLES: usize =

@@ -23,8 +23,8 @@ const HEAD: usize = 16;
 pub const MIN_PIECE_BYTES: u64 = 64 << 10;
 /// Largest piece in bytes.
 pub const MAX_PIECE_BYTES: u64 = 4 << 20;
-/// Size of a piece in bytes unless a backup says otherwise.
-pub const DEFAULT_PIECE_BYTES: u64 = 1 << 20;
+/// Size of a piece in bytes unless a backup says otherwise: see the choices in [`guide::backups`](crate::guide::backups).
+pub const DEFAULT_PIECE_BYTES: u64 = 256 << 10;
 
 const _: () = assert!(MAX_PIECE_BYTES / BLOCK_BYTES == 1024 && MIN_PIECE_BYTES / BLOCK_BYTES == 16);
 

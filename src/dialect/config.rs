@@ -61,8 +61,9 @@ impl Config {
         self.region = Some(name.into());
         self
     }
-    /// The caller's project, where the embedder knows it: an EVS request for another is refused (EVS.0001).
-    /// Otherwise any project in a path is served.
+    /// The caller's project, where the embedder knows it: what belongs to another is not there, and a request that
+    /// names another is refused (EVS.0001, 9003, 292). Otherwise any project in a path is served, and CBS and UCloud
+    /// callers see all of them.
     pub fn caller_project(mut self, id: impl Into<String>) -> Self {
         self.caller_project = Some(id.into());
         self

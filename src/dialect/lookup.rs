@@ -4,7 +4,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Violation};
 use crate::pool::{Pool, Snapshot, Volume};
 use crate::units::{SnapshotId, VolumeId};
 
@@ -15,6 +15,36 @@ pub(super) fn known<T>(found: Result<T>) -> Result<Option<T>> {
         Err(Error::NotFound { .. }) => Ok(None),
         Err(other) => Err(other),
     }
+}
+
+/// What a caller can see: everything, or what one project has.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) project: Option<&'a str>,
+}
+
+impl Seen<'_> {
+    pub(super) fn volume(self, text: &str) -> Result<VolumeId> {
+        let id = self.pool.find_volume(text)?;
+        match self.project {
+            Some(project) => Ok(self.pool.volume_in(project, id)?.id),
+            None => Ok(id),
+        }
+    }
+
+    pub(super) fn snapshot(self, text: &str) -> Result<SnapshotId> {
+        let id = self.pool.find_snapshot(text)?;
+        match self.project {
+            Some(project) => Ok(self.pool.snapshot_in(project, id)?.id),
+            None => Ok(id),
+        }
+    }
+}
+
+/// Another project was named than that of the caller.
+pub(super) fn not_the_callers(field: &'static str) -> Error {
+    Error::invalid(field, Violation::Project, "it is not the caller's project")
 }
 
 /// The volumes that a filter names. One that is gone may still have snapshots, and is known by its id then.

@@ -9,7 +9,7 @@
 //! - D2 A refused request changes nothing: everything is parsed before the one native call that changes something.
 //! - D3 A body over [`MAX_BODY_BYTES`] is refused unparsed.
 //! - D4 An EVS caller sees the project in its path and no other; callers of the others see the whole account
-//!   unless they name one.
+//!   unless they name one. Where the embedder says whose the caller is, none sees more than that one's project.
 //!
 //! Tokens and signatures are not looked at: whoever reaches the function is served.
 //!

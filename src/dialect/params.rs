@@ -123,6 +123,18 @@ impl Params {
         self.filled(key)?.ok_or_else(|| missing(key))
     }
 
+    /// Several such texts. Whether each is a text is asked before whether it is there.
+    pub(super) fn need_all<const N: usize>(&self, keys: [&'static str; N]) -> Result<[&str; N]> {
+        for key in keys {
+            self.text(key)?;
+        }
+        let mut texts = [""; N];
+        for (text, key) in texts.iter_mut().zip(keys) {
+            *text = self.need(key)?;
+        }
+        Ok(texts)
+    }
+
     /// A whole number, if it is given.
     pub(super) fn number(&self, key: &'static str) -> Result<Option<i64>> {
         let number = match self.one(key)? {
@@ -252,6 +264,12 @@ mod tests {
             assert!(of(bad).text("K").is_err(), "{bad}");
         }
         assert!(of("K=").need("K").is_err() && of("").need("K").is_err());
+        assert_eq!(of("K=a&L=b").need_all(["K", "L"]).unwrap(), ["a", "b"]);
+        let rule = |query: &str| match of(query).need_all(["K", "L"]) {
+            Err(Error::InvalidArgument { rule, .. }) => rule,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((rule("L=a"), rule("L=%ff")), (Violation::Missing, Violation::Malformed));
         for bad in ["K=", "K=1.5", "K=x", "K=99999999999999999999", "K= 1"] {
             assert!(of(bad).number("K").is_err(), "{bad}");
         }

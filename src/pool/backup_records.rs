@@ -240,6 +240,19 @@ pub(super) fn remove_backup(stage: &mut dyn Stage, id: BackupId, record: &Backup
     Ok(())
 }
 
+/// Says of every backup of one project that it is of another.
+pub(super) fn move_to_project(stage: &mut dyn Stage, from: &str, to: &str) -> Result<()> {
+    for object in backups(None).all(stage.table())? {
+        let id = BackupId::new(Uuid::from_bytes(object.0));
+        let mut record = need_backup(stage.table(), id)?;
+        if record.project.as_deref() == Some(from) {
+            record.project = Some(to.to_owned());
+            update_backup(stage, id, &record)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn backups(volume: Option<VolumeId>) -> Index {
     Index::of(volume.map_or_else(|| vec![BACKUP_TIMES], |v| id_key(BACKUPS_OF, v.object())))
 }

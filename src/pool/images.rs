@@ -16,7 +16,7 @@ use super::image::{Image, ImageContent, ImageSpec, ImageStatus, ImageUpdate};
 use super::image_record::ImageRecord;
 use super::pool::{Inner, Pool};
 use super::projects::{self, Names};
-use super::query::{Cut, Page, page};
+use super::query::{Cut, Page, page, paging};
 
 /// Which images to list. Conditions combine by AND; what is not said does not filter.
 #[derive(Clone, Debug, Default)]
@@ -65,31 +65,9 @@ impl ImageQuery {
         self.project = Some(project.into());
         self
     }
-    /// Most items in the page: 1 to 1,000, the default.
-    #[must_use]
-    pub fn limit(mut self, items: u32) -> Self {
-        self.cut.limit = items;
-        self
-    }
-    /// How many matching items to skip, counted behind the marker if there is one.
-    #[must_use]
-    pub fn offset(mut self, items: u64) -> Self {
-        self.cut.offset = items;
-        self
-    }
-    /// Starts behind this item: the last of the page before.
-    #[must_use]
-    pub fn marker(mut self, id: ImageId) -> Self {
-        self.marker = Some(id);
-        self
-    }
-    /// Also counts all matches.
-    #[must_use]
-    pub fn with_total(mut self, on: bool) -> Self {
-        self.cut.with_total = on;
-        self
-    }
 }
+
+paging!(ImageQuery, ImageId);
 
 fn wrong_status(id: ImageId, status: ImageStatus, op: &'static str) -> Error {
     let (id, status) = (id.to_string(), status.as_str());

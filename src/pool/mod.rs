@@ -25,11 +25,13 @@
 mod aliases;
 mod attachments;
 mod backup_records;
+pub(crate) mod backup_steps;
 pub(crate) mod backups;
 mod base;
 mod batch;
 mod catalogue;
 mod deletion;
+mod describe;
 mod diff;
 mod disk;
 mod fields;

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::error::{Corruption, Error, Result, Violation};
 use crate::units::{SnapshotId, VolumeId};
 
+use super::backup_records;
 use super::batch::Batch;
 use super::catalogue::{PROJECT_IDS, PROJECTS, Stage, Table, USAGE};
 use super::fields::Texts;
@@ -247,7 +248,8 @@ impl Batch<'_> {
         self.stage(|stage| {
             stage.delete(id_key(&project.id));
             put(stage, &renamed);
-            Ok(())
+            // Volumes name it by its number, backups by its id.
+            backup_records::move_to_project(stage, &project.id, id)
         })?;
         Ok(renamed)
     }
@@ -271,10 +273,12 @@ impl Pool {
         self.transact(|batch| batch.name_project(id, name))
     }
 
-    /// Gives the default project, number 0, this id; until then it is `default`. Durable on return.
+    /// Gives the default project, number 0, this id; until then it is `default`. Its backups move with it. Durable
+    /// on return.
     ///
     /// # Errors
     /// `InvalidArgument` for an id that has not 1 to 60 bytes; `AlreadyExists` when another project has it;
+    /// `LimitExceeded` when it has more backups than one transaction can change;
     /// `ReadOnly`, `OutOfSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn set_default_project(&self, id: &str) -> Result<Project> {
         self.transact(|batch| batch.set_default_project(id))

@@ -218,7 +218,8 @@ impl VolumeSpec {
         self.zone = Some(name.into());
         self
     }
-    /// Its type: 1 to 255 bytes, one of those that the profile knows. Unless said: that of the source.
+    /// Its type: 1 to 255 bytes, one of those that the profile knows. Unless said: that of the source, which only a
+    /// volume from a backup may differ from.
     pub fn volume_type(mut self, name: impl Into<String>) -> Self {
         self.volume_type = Some(name.into());
         self

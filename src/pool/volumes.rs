@@ -4,6 +4,7 @@ use crate::error::{Error, Result, StateRule, Violation};
 use crate::units::{ObjectId, SnapshotId, VolumeId};
 
 use super::aliases::AliasOf;
+use super::backup_records;
 use super::batch::Batch;
 use super::catalogue::{self, Index, Table};
 use super::deletion::{DeletePlan, Deletion};
@@ -132,7 +133,10 @@ impl Batch<'_> {
             (None, None) => zones::choose(table, &zones::by_number(table, 0)?.name)?,
         };
         let volume_type = match (&spec.volume_type, origin.volume_type) {
-            (Some(wanted), Some(theirs)) if *wanted != theirs => {
+            // A backup is content alone: nothing ties it to the type that it was read from.
+            (Some(wanted), Some(theirs))
+                if *wanted != theirs && !matches!(spec.source, VolumeSource::Backup(_)) =>
+            {
                 let why = format!("the source is of type {theirs:?}, {wanted:?} given");
                 return Err(Error::invalid("volume_type", Violation::VolumeTypeDiffers, why));
             }
@@ -155,7 +159,12 @@ impl Batch<'_> {
     fn origin(&self, spec: &VolumeSpec) -> Result<Origin> {
         let table = self.table();
         Ok(match spec.source {
-            VolumeSource::Blank | VolumeSource::Backup(_) => Origin::default(),
+            VolumeSource::Blank => Origin::default(),
+            // One that the pool has no record of is filled by the caller, who knows what it is.
+            VolumeSource::Backup(id) => {
+                let volume_type = backup_records::backup(table, id)?.and_then(|backup| backup.volume_type);
+                Origin { volume_type, ..Origin::default() }
+            }
             VolumeSource::Snapshot(id) => Origin::of(&catalogue::need_snapshot(table, id)?.common),
             VolumeSource::Volume(id) => Origin::of(&catalogue::need_volume(table, id)?.common),
             VolumeSource::Image(id) => {

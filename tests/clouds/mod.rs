@@ -3,6 +3,7 @@
 //! Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod fault;
 pub(crate) mod random;
 
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use http::{Request, header};
 use serde_json::Value;
 use snapvol::dialect::{self, Config};
 use snapvol::{
-    AttachOptions, Background, CreateOptions, Pool, SequentialIds, SnapshotQuery, StepClock, Volume,
-    VolumeId, VolumeQuery, VolumeSpec,
+    AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotId,
+    SnapshotJob, SnapshotQuery, SnapshotStatus, StepClock, Volume, VolumeId, VolumeQuery, VolumeSpec,
 };
 
 pub(crate) const GIB: u64 = 1 << 30;
@@ -81,6 +82,17 @@ impl Store {
         answer
     }
 
+    /// An EVS request of project `p`, as `METHOD path behind it`; the answer's status and JSON, null where it is empty.
+    pub(crate) fn evs_of_p(&self, line: &str, body: &str) -> (u16, Value) {
+        let (method, path) = line.split_once(' ').unwrap();
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/v2/p/{path}") };
+        let request = Request::builder().method(method).uri(path).body(body.to_owned()).unwrap();
+        let answer = dialect::handle(&self.pool, &self.config, &request);
+        let text = answer.body();
+        let body = if text.is_empty() { Value::Null } else { serde_json::from_slice(text).unwrap() };
+        (answer.status().as_u16(), body)
+    }
+
     /// What is refused, leaves no trace: the answer's code under `key`.
     pub(crate) fn refused(&self, key: &str, ask: impl FnOnce(&Self) -> Value) -> i64 {
         let before = self.face();
@@ -103,9 +115,23 @@ impl Store {
     pub(crate) fn face(&self) -> String {
         let volumes = self.pool.list_volumes(&VolumeQuery::new().with_total(true)).unwrap();
         let snapshots = self.pool.list_snapshots(&SnapshotQuery::new().with_total(true)).unwrap();
+        let images = self.pool.list_images(&ImageQuery::new()).unwrap();
+        let backups = self.pool.list_backups(&BackupQuery::new()).unwrap();
         let projects = self.pool.projects().unwrap();
         let usage: Vec<_> = projects.iter().map(|p| self.pool.usage(&p.id).unwrap()).collect();
-        format!("{volumes:?}{snapshots:?}{projects:?}{usage:?}{:?}", self.pool.zones().unwrap())
+        let zones = self.pool.zones().unwrap();
+        format!("{volumes:?}{snapshots:?}{images:?}{backups:?}{projects:?}{usage:?}{zones:?}")
+    }
+
+    /// Brings a snapshot into a status: a transient one lasts as long as what is returned.
+    pub(crate) fn in_status(&self, id: SnapshotId, status: SnapshotStatus) -> Option<SnapshotJob> {
+        use SnapshotStatus as S;
+        if let S::Available | S::Error | S::ErrorDeleting = status {
+            self.pool.reset_snapshot_status(id, status).unwrap();
+            return None;
+        }
+        self.pool.reset_snapshot_status(id, S::Available).unwrap();
+        Some(self.pool.begin_snapshot_job(id, status).unwrap())
     }
 
     pub(crate) fn write(&self, id: VolumeId, byte: u8) {

@@ -155,6 +155,67 @@ fn op_044_a_backup_of_a_native_volume_is_rounded_up_to_whole_gib() {
 }
 
 #[test]
+fn op_044_the_type_is_that_of_the_backed_up_volume_unless_another_is_named() {
+    let (cloud, _folder) = with_folder();
+    let volume = cloud.make(json!({ "volume_type": "SSD" }));
+    let id = back_up(&cloud, &volume, local());
+    cloud.delete(&format!("volumes/{volume}")).is(202);
+    for (given, want) in [(json!(null), "SSD"), (json!("SSD"), "SSD"), (json!("SAS"), "SAS")] {
+        let made = create(&cloud, json!({ "backup_id": id, "volume_type": given })).is(202);
+        assert_eq!(made.body["volume"]["volume_type"], want);
+        assert_eq!(cloud.show(made.body["volume"]["id"].as_str().unwrap())["volume_type"], want);
+    }
+    // A type that the profile does not know is handed on as it is, as it is from a snapshot.
+    let native = VolumeSpec::blank(GIB).project(P).volume_type("gold");
+    let native = cloud.pool.create_volume(native).unwrap().id.to_string();
+    let id = back_up(&cloud, &native, local());
+    let made = create(&cloud, json!({ "backup_id": id })).is(202);
+    assert_eq!(made.body["volume"]["volume_type"], "gold");
+}
+
+#[test]
+fn op_061_delete_leaves_the_backups() {
+    let (cloud, _folder) = with_folder();
+    let volume = cloud.volume();
+    cloud.write(&volume, 8192, 4);
+    let id = back_up(&cloud, &volume, local());
+    cloud.delete(&format!("volumes/{volume}?cascade=true")).is(202);
+    assert!(cloud.get("snapshots").ids("snapshots").is_empty());
+    let shown = cloud.get(&format!("backups/{id}")).is(200).body["backup"].clone();
+    assert_eq!((&shown["status"], &shown["volume_id"]), (&json!("available"), &json!(volume)));
+    let made = text(&create(&cloud, json!({ "backup_id": id })).is(202).body["volume"]["id"]);
+    assert_eq!((cloud.read(&made, 8192), cloud.read(&made, 0)), (4, 0));
+}
+
+#[test]
+fn op_066_what_was_imported_is_seen_by_one_project() {
+    let (cloud, folder) = with_folder();
+    let volume = cloud.volume();
+    let own = back_up(&cloud, &volume, local());
+    let import = |cloud: &Cloud| {
+        let found = cloud.pool.import_backups("local").unwrap();
+        found.into_iter().map(|backup| backup.id.to_string()).collect::<Vec<_>>()
+    };
+    // Its own, forgotten and found again: that of its volume's project.
+    cloud.pool.forget_backup(own.parse().unwrap()).unwrap();
+    assert!(cloud.get("backups").is(200).ids("backups").is_empty());
+    assert_eq!(import(&cloud), std::slice::from_ref(&own));
+    assert_eq!(cloud.get("backups").is(200).ids("backups"), std::slice::from_ref(&own));
+    // Those of another pool: of the default project, whatever that is called.
+    let other = Cloud { pool: Pool::create_in_memory(CreateOptions::new()).unwrap(), ..Cloud::new() };
+    let target = LocalFolder::open(folder.path().join("backups")).unwrap();
+    other.pool.connect_backup_target("local", Arc::new(target)).unwrap();
+    assert_eq!(import(&other), std::slice::from_ref(&own));
+    let of =
+        |project: &str| other.raw(Method::GET, &format!("/v2/{project}/backups"), b"").is(200).ids("backups");
+    assert_eq!((of("default"), of(P)), (vec![own.clone()], Vec::new()));
+    other.pool.set_default_project(P).unwrap();
+    assert_eq!((of("default"), of(P)), (Vec::new(), vec![own.clone()]));
+    let made = create(&other, json!({ "backup_id": own })).is(202);
+    assert_eq!(other.read(made.body["volume"]["id"].as_str().unwrap(), 0), 0);
+}
+
+#[test]
 fn op_066_backups_in_the_shape_of_the_sample() {
     let (cloud, _folder) = with_folder();
     assert_eq!(cloud.get("backups").is(200).body, json!({ "backups": [] }));

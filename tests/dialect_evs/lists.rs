@@ -178,6 +178,17 @@ fn op_068_and_069_every_error_has_its_shape_and_its_code() {
         cloud.refuses(405, "405", raw(Method::PATCH, wrong, b""));
     }
     cloud.refuses(405, "405", raw(get.clone(), "os-vendor-snapshots/x/rollback", b""));
+    for (path, methods) in [
+        ("volumes", "GET, POST"),
+        ("volumes/detail", "GET"),
+        ("volumes/x/action", "POST"),
+        ("snapshots/x", "GET, PUT, DELETE"),
+        ("snapshots/x/metadata", "GET, POST, PUT"),
+    ] {
+        let request = Request::patch(format!("/v2/{P}/{path}")).body("").unwrap();
+        let answer = dialect::handle(&cloud.pool, &cloud.config, &request);
+        assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &methods.parse().unwrap()));
+    }
     cloud.refuses(405, "405", raw(post.clone(), "/v2/images", b""));
     cloud.refuses(400, "EVS.0001", raw(get.clone(), &format!("/v2/{}/volumes", "p".repeat(61)), b""));
     cloud.refuses(400, "EVS.0001", raw(get.clone(), "/v2//volumes", b""));

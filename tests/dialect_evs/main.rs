@@ -3,6 +3,9 @@
 #![cfg(feature = "dialect")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../clouds/fault.rs"]
+mod fault;
+
 mod backups;
 mod lists;
 mod random;
@@ -13,6 +16,7 @@ mod volumes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use fault::assert_fault;
 use http::{Method, Request};
 use serde_json::{Value, json};
 use snapvol::dialect::{self, Config};
@@ -169,37 +173,10 @@ impl Reply {
         self
     }
 
-    /// An error as the documents shape it: one key that goes with the status, a message, a code as a text; a code
-    /// of the table stands there with this status and begins with its message.
+    /// An error as the documents shape it.
     #[track_caller]
     fn refused(&self, status: u16, code: &str) {
-        let key = match status {
-            400 => "badRequest",
-            403 => "forbidden",
-            404 => "itemNotFound",
-            405 => "badMethod",
-            413 => "overLimit",
-            501 => "notImplemented",
-            other => panic!("{other}: {}", self.text),
-        };
-        assert_eq!(self.status, status, "{}", self.text);
-        assert_eq!(keys(&self.body), set(&[key]), "{}", self.text);
-        let fault = &self.body[key];
-        assert_eq!(keys(fault), set(&["message", "code"]));
-        assert_eq!(fault["code"], code, "{}", self.text);
-        let message = fault["message"].as_str().unwrap();
-        if code.starts_with("EVS.") {
-            let table = include_str!("../golden/evs/error-codes.tsv");
-            let row = table.lines().skip(1).any(|line| {
-                let mut row = line.split('\t');
-                row.next() == Some(&status.to_string()[..])
-                    && row.next() == Some(code)
-                    && row.next().is_some_and(|m| message.starts_with(m))
-            });
-            assert!(row, "not in the table: {status} {}", self.text);
-        } else {
-            assert_eq!(code, status.to_string());
-        }
+        assert_fault((self.status, &self.body), status, code);
     }
 
     #[track_caller]

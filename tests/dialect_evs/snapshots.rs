@@ -267,8 +267,28 @@ fn op_020_pages_visit_each_snapshot_once() {
     cloud.refuses(404, "EVS.5404", |c| c.get(&format!("snapshots?marker={NOBODY}")));
     let v3 = cloud.v3();
     assert_eq!(v3.get("snapshots?limit=0").is(200).ids("snapshots").len(), 0);
+    assert_eq!(v3.get("cloudsnapshots/detail?limit=0").is(200).body, json!({ "snapshots": [], "count": 10 }));
     assert_eq!(v3.get("snapshots?limit=1001").is(200).ids("snapshots").len(), 10);
     assert!(v3.get("snapshots?limit=10").body.get("snapshots_links").is_some());
+}
+
+#[test]
+fn op_020_a_page_has_a_thousand_unless_said() {
+    let cloud = Cloud::with(Config::new().evs_limits(Limits::native()));
+    let volume = volume_id(&cloud.volume());
+    let take = |b: &mut snapvol::Batch<'_>| {
+        (0..500).try_for_each(|_| b.create_snapshot(volume, SnapshotSpec::new()).map(drop))
+    };
+    (0..2).for_each(|_| cloud.pool.batch(take).unwrap());
+    cloud.pool.create_snapshot(volume, SnapshotSpec::new()).unwrap();
+    let page = cloud.get("snapshots").is(200);
+    let ids = page.ids("snapshots");
+    assert_eq!(ids.len(), 1000);
+    let href = text(&page.body["snapshots_links"][0]["href"]);
+    assert!(href.ends_with(&format!("?limit=1000&marker={}", ids[999])), "{href}");
+    let rest = cloud.get(&format!("snapshots?marker={}", ids[999])).is(200);
+    assert_eq!((rest.ids("snapshots").len(), keys(&rest.body)), (1, set(&["snapshots"])));
+    assert_eq!(cloud.get("cloudsnapshots/detail").is(200).body["count"], 1001);
 }
 
 #[test]
@@ -292,8 +312,20 @@ fn op_022_update_changes_name_and_description() {
         let changed = cloud.put(&format!("{path}/{id}"), body).is(200).body["snapshot"].clone();
         assert_eq!((&changed["name"], &changed["description"]), (&json!(path), &json!("d")));
         assert_time(&changed["updated_at"]);
+        assert_eq!(keys(&changed), set(&NINE));
     }
     let at = format!("snapshots/{id}");
+    // One of the two: the other stays, and lists show when that was.
+    for (given, want) in [
+        (json!({ "name": "n" }), ("n", "d")),
+        (json!({ "description": "e" }), ("n", "e")),
+        (json!({ "name": "", "description": null }), ("", "e")),
+    ] {
+        let changed = cloud.put(&at, json!({ "snapshot": given })).is(200).body["snapshot"].clone();
+        assert_eq!((&changed["name"], &changed["description"]), (&json!(want.0), &json!(want.1)));
+        assert!(changed["updated_at"].as_str() > changed["created_at"].as_str());
+        assert_eq!(cloud.get("snapshots").body["snapshots"][0], changed);
+    }
     cloud.refuses(400, "EVS.5400", |c| c.put(&at, json!({ "snapshot": { "name": "n".repeat(256) } })));
     cloud.refuses(400, "EVS.1007", |c| c.put(&at, json!({ "snapshot": {} })));
     cloud.refuses(400, "EVS.5400", |c| c.put(&at, json!({ "volume": { "name": "n" } })));
@@ -328,6 +360,12 @@ fn op_025_deleting_the_snapshot_of_a_backup_makes_the_next_one_full() {
     assert!(cloud.pool.backup_base(volume).unwrap().is_some());
     cloud.delete(&format!("snapshots/{}", owned.id)).is(202);
     assert!(cloud.pool.backup_base(volume).unwrap().is_none());
+    // The native call warns; one that is not of a backup it deletes without a word.
+    let owned = cloud.pool.begin_backup(volume, SnapshotSpec::new()).unwrap().finish().unwrap();
+    let deletion = cloud.pool.delete_snapshot(owned.id).unwrap();
+    assert_eq!(deletion.warnings(), [Warning::NextBackupIsFull]);
+    let plain = cloud.pool.create_snapshot(volume, SnapshotSpec::new()).unwrap();
+    assert!(cloud.pool.delete_snapshot(plain.id).unwrap().warnings().is_empty());
 }
 
 #[test]

@@ -134,6 +134,56 @@ fn op_072_every_status_of_a_volume_allows_what_the_table_says() {
 }
 
 #[test]
+fn op_072_backups_and_block_io_follow_the_status() {
+    use VolumeStatus as S;
+    for &status in VolumeStatus::ALL {
+        let cloud = Cloud::new();
+        let volume = cloud.volume();
+        // Held open before the status: reads and writes go on, or the status wants it detached.
+        let disk = cloud.disk(&volume);
+        let job = match status {
+            S::Available | S::InUse => None,
+            error if error.is_error() => {
+                assert!(cloud.pool.reset_volume_status(volume_id(&volume), error).is_err(), "{status}");
+                continue;
+            }
+            transient => match cloud.pool.begin_volume_job(volume_id(&volume), transient) {
+                Ok(job) => Some(job),
+                Err(refused) => {
+                    assert!(matches!(refused, snapvol::Error::InvalidState { .. }), "{status}: {refused}");
+                    assert!(![S::Extending, S::BackingUp].contains(&status));
+                    continue;
+                }
+            },
+        };
+        let goes_on = [S::Available, S::InUse, S::Extending, S::BackingUp, S::Detaching];
+        assert!(goes_on.contains(&status), "{status} begins while a disk is open");
+        disk.write_at(&[5; 4096], 0).unwrap();
+        disk.read_at(&mut [0; 4096], 0).unwrap();
+        drop((job, disk));
+    }
+    for &status in VolumeStatus::ALL {
+        let cloud = Cloud::new();
+        let volume = cloud.volume();
+        let job = bring(&cloud, &volume, status);
+        let opened = cloud.pool.attach(volume_id(&volume), AttachOptions::new()).is_ok();
+        // A handle uses the attachment that a server has.
+        assert_eq!(opened, [S::Available, S::InUse].contains(&status), "{status}");
+        let before = cloud.face();
+        let backup = cloud.pool.begin_backup(volume_id(&volume), snapvol::SnapshotSpec::new());
+        match &backup {
+            Ok(_) => assert!([S::Available, S::InUse].contains(&status), "{status}"),
+            Err(refused) => {
+                assert!(matches!(refused, snapvol::Error::InvalidState { op: "backup", .. }), "{refused}");
+                assert_eq!(before, cloud.face(), "{status} left a trace");
+                assert!(![S::Available, S::InUse].contains(&status), "{status}");
+            }
+        }
+        drop((job, backup));
+    }
+}
+
+#[test]
 fn op_072_every_status_of_a_snapshot_allows_what_the_table_says() {
     use SnapshotStatus as S;
     for &status in SnapshotStatus::ALL {

@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::dialect::MAX_BODY_BYTES;
 use crate::dialect::call::{Call, json};
 use crate::dialect::config::Config;
-use crate::dialect::lookup::{self, Sources, gib, known};
+use crate::dialect::lookup::{self, Seen, Sources, gib, known};
 use crate::dialect::params::{Params, missing};
 use crate::error::{Error, Result, Violation};
-use crate::pool::{self, Pool, RollbackOptions, SnapshotQuery, SnapshotSpec};
+use crate::pool::{self, Pool, RollbackOptions, SnapshotQuery, SnapshotSpec, SnapshotUpdate};
 
 use super::code;
 use super::types::{
@@ -47,17 +47,19 @@ pub(in crate::dialect) fn answer(pool: &Pool, config: &Config, call: &Call<'_>) 
 }
 
 fn serve(pool: &Pool, config: &Config, params: &Params) -> Result<Body> {
+    let seen = Seen { pool, project: config.caller_project.as_deref() };
     match params.need("Action")? {
-        "DescribeSnapshots" => describe(pool, config, params).map(Body::Described),
-        "CreateSnapshot" => create(pool, params).map(Body::Created),
-        "ModifySnapshot" => modify(pool, params).map(Body::Done),
-        "ApplySnapshot" => apply(pool, params).map(Body::Done),
-        "DeleteSnapshot" => delete(pool, params).map(Body::Deleted),
+        "DescribeSnapshots" => describe(seen, config, params).map(Body::Described),
+        "CreateSnapshot" => create(seen, params).map(Body::Created),
+        "ModifySnapshot" => modify(seen, params).map(Body::Done),
+        "ApplySnapshot" => apply(seen, params).map(Body::Done),
+        "DeleteSnapshot" => delete(seen, params).map(Body::Deleted),
         _ => Err(Error::Unsupported("no such Action".into())),
     }
 }
 
-fn describe(pool: &Pool, config: &Config, params: &Params) -> Result<DescribeSnapshots> {
+fn describe(seen: Seen<'_>, config: &Config, params: &Params) -> Result<DescribeSnapshots> {
+    let pool = seen.pool;
     let (limit, offset) = params.page("limit", "offset")?;
     let mut query = SnapshotQuery::new().limit(limit).offset(offset).with_total(true);
     for status in SnapshotStatus::SHOWN {
@@ -79,10 +81,15 @@ fn describe(pool: &Pool, config: &Config, params: &Params) -> Result<DescribeSna
             Ok(number) => known(pool.project_by_number(number))?,
             Err(_) => None,
         };
-        match project {
-            Some(project) => query = query.project(project.id),
-            None => return Ok(DescribeSnapshots { total_count: 0, snapshot_set: Vec::new() }),
+        match (project, seen.project) {
+            (Some(project), Some(own)) if project.id != own => {
+                return Err(lookup::not_the_callers("projectId"));
+            }
+            (Some(project), _) => query = query.project(project.id),
+            (None, _) => return Ok(DescribeSnapshots { total_count: 0, snapshot_set: Vec::new() }),
         }
+    } else if let Some(own) = seen.project {
+        query = query.project(own);
     }
     if let Some(texts) = storages {
         query = query.volumes(lookup::volumes(pool, &texts)?);
@@ -111,37 +118,43 @@ fn describe(pool: &Pool, config: &Config, params: &Params) -> Result<DescribeSna
     Ok(DescribeSnapshots { total_count: page.total.unwrap_or(0), snapshot_set })
 }
 
-fn create(pool: &Pool, params: &Params) -> Result<CreateSnapshot> {
-    let storage = params.need("storageId")?;
+fn create(seen: Seen<'_>, params: &Params) -> Result<CreateSnapshot> {
+    let pool = seen.pool;
     let name = params.text("snapshotName")?.unwrap_or(UNNAMED);
+    let storage = params.need("storageId")?;
     // No attachment is asked about: it is as if force were said.
     let spec = SnapshotSpec::new().name(name).force(true);
-    let made = pool.create_snapshot(pool.find_volume(storage)?, spec)?;
+    spec.check(pool.limits())?;
+    let made = pool.create_snapshot(seen.volume(storage)?, spec)?;
     Ok(CreateSnapshot { snapshot_id: made.alias })
 }
 
-fn modify(pool: &Pool, params: &Params) -> Result<Nothing> {
+fn modify(seen: Seen<'_>, params: &Params) -> Result<Nothing> {
+    let pool = seen.pool;
+    let name = params.text("snapshotName")?;
     let snapshot = params.need("snapshotId")?;
-    let name = params.text("snapshotName")?.ok_or_else(|| missing("snapshotName"))?;
-    pool.rename_snapshot(pool.find_snapshot(snapshot)?, name)?;
+    let name = name.ok_or_else(|| missing("snapshotName"))?;
+    let update = SnapshotUpdate::new().name(Some(name.into()));
+    update.check(pool.limits())?;
+    pool.update_snapshot(seen.snapshot(snapshot)?, update)?;
     Ok(Nothing {})
 }
 
-fn apply(pool: &Pool, params: &Params) -> Result<Nothing> {
-    let (snapshot, storage) = (params.need("snapshotId")?, params.need("storageId")?);
-    let snapshot = pool.find_snapshot(snapshot)?;
-    let options = RollbackOptions::new().volume(pool.find_volume(storage)?);
-    pool.rollback_with(snapshot, options)?;
+fn apply(seen: Seen<'_>, params: &Params) -> Result<Nothing> {
+    let [snapshot, storage] = params.need_all(["snapshotId", "storageId"])?;
+    let snapshot = seen.snapshot(snapshot)?;
+    let options = RollbackOptions::new().volume(seen.volume(storage)?);
+    seen.pool.rollback_with(snapshot, options)?;
     Ok(Nothing {})
 }
 
 /// Each id is a delete of its own, and each is reported.
-fn delete(pool: &Pool, params: &Params) -> Result<DeleteSnapshot> {
+fn delete(seen: Seen<'_>, params: &Params) -> Result<DeleteSnapshot> {
     let ids = params.list("snapshotIds")?.ok_or_else(|| missing("snapshotIds"))?;
     let mut detail = BTreeMap::new();
     for text in ids {
         if let Entry::Vacant(entry) = detail.entry(text) {
-            let done = pool.find_snapshot(entry.key()).and_then(|id| pool.delete_snapshot(id));
+            let done = seen.snapshot(entry.key()).and_then(|id| seen.pool.delete_snapshot(id));
             entry.insert(code::outcome(done));
         }
     }

@@ -10,7 +10,7 @@ use crate::pool::{Image, ImageQuery, ImageStatus, Pool};
 
 use super::Answer;
 use super::codes::{NOT_FOUND, Refusal};
-use super::listing::{Paging, Parameters};
+use super::listing::Asked;
 use super::scope::{Scope, Version};
 use super::shapes::{ShownImage, gib};
 
@@ -52,38 +52,36 @@ struct Images {
 
 /// Images have no project in their path: without a caller's project, all of them are listed.
 pub(super) fn images(pool: &Pool, config: &Config, version: Version, call: &Call<'_>) -> Answer {
-    let parameters = Parameters(&call.query);
-    let paging = Paging::of(&parameters, version)?;
-    let mut query = ImageQuery::new().offset(paging.offset);
+    let mut asked = Asked::of(call, version)?;
+    let mut query = ImageQuery::new().offset(asked.offset());
     if let Some(project) = &config.caller_project {
         query = query.visible_to(project.clone());
     }
-    if let Some(name) = parameters.get("name") {
+    if let Some(name) = asked.get("name") {
         query = query.name(name);
     }
-    let mut nothing = paging.limit == 0;
-    match parameters.get("status") {
+    match asked.get("status") {
         None => {}
         Some("active") => query = query.status(ImageStatus::Active),
         Some("queued") => query = query.status(ImageStatus::Queued),
-        Some(_) => nothing = true,
+        Some(_) => asked.matches_nothing(),
     }
-    match parameters.get("visibility") {
+    match asked.get("visibility") {
         None | Some("all") => {}
         Some("public") => query = query.public(true),
         Some("private") => query = query.public(false),
-        Some(_) => nothing = true,
+        Some(_) => asked.matches_nothing(),
     }
-    if let Some(tag) = parameters.get("tag") {
+    if let Some(tag) = asked.get("tag") {
         query = query.tag(tag);
     }
-    if let Some(marker) = parameters.get("marker") {
+    if let Some(marker) = asked.get("marker") {
         query = query.marker(image(pool, config, marker)?.id);
     }
-    let found = if nothing { Vec::new() } else { pool.list_images(&query.limit(paging.limit.max(1)))?.items };
+    let (found, _) = asked.page(|items| pool.list_images(&query.limit(items)))?;
     let prefix = version.prefix();
     let last = found.last().map(|i| i.id.to_string());
-    let links = paging.links(&parameters, &format!("/{prefix}/images"), last, found.len());
+    let links = asked.links(&format!("/{prefix}/images"), last, found.len());
     let images = Images {
         images: found.into_iter().map(|image| ShownImage::new(prefix, image)).collect(),
         schema: format!("/{prefix}/schemas/images"),

@@ -4,14 +4,13 @@ use http::StatusCode;
 use serde::Serialize;
 
 use crate::dialect::call::{Call, json};
-use crate::pool::{BackupQuery, BackupStatus, SortKey, SortOrder};
+use crate::pool::{BackupQuery, SortKey, SortOrder};
 
 use super::Answer;
-use super::codes::{Refusal, SORT_DIR, SORT_KEY, STATUS_FILTER};
-use super::listing::{Paging, Parameters, order};
+use super::codes::{Refusal, SORT_DIR, SORT_KEY};
+use super::listing::Asked;
 use super::scope::Scope;
 use super::shapes::{BriefBackup, DetailedBackup, Link, gib};
-use super::snapshots::named_volume;
 
 #[derive(Serialize)]
 struct OneBackup {
@@ -26,44 +25,31 @@ struct ManyBackups<T> {
 }
 
 pub(super) fn list(scope: &Scope<'_>, call: &Call<'_>, detail: bool) -> Answer {
-    let parameters = Parameters(&call.query);
-    let paging = Paging::of(&parameters, scope.version)?;
+    let mut asked = Asked::of(call, scope.version)?;
     // Backups have one order. Another one is refused, as its pages would not be what was asked for.
-    match order(&parameters)?.first() {
+    match asked.order()?.first() {
         None | Some((SortKey::CreatedAt, SortOrder::Descending)) => {}
         Some((SortKey::CreatedAt, _)) => {
             return Err(Refusal::new(SORT_DIR, "backups are listed newest first"));
         }
         Some(_) => return Err(Refusal::new(SORT_KEY, "backups are listed by created_at")),
     }
-    let mut query = BackupQuery::new().project(scope.project.clone()).offset(paging.offset);
-    if let Some(name) = parameters.get("name") {
+    let mut query = BackupQuery::new().project(scope.project.clone()).offset(asked.offset());
+    if let Some(name) = asked.name() {
         query = query.name(name);
     }
-    let mut nothing = paging.limit == 0;
-    if let Some(status) = parameters.get("status") {
-        match status.parse::<BackupStatus>() {
-            Ok(status) => query = query.status(status),
-            Err(error) if scope.version.is_v2() => {
-                return Err(Refusal::new(STATUS_FILTER, error.to_string()));
-            }
-            Err(_) => nothing = true,
-        }
+    if let Some(status) = asked.status()? {
+        query = query.status(status);
     }
-    if let Some(volume) = parameters.get("volume_id") {
-        match named_volume(scope, volume)? {
-            Some(id) => query = query.volume(id),
-            None => nothing = true,
-        }
+    if let Some(volume) = asked.volume(scope)? {
+        query = query.volume(volume);
     }
-    if let Some(marker) = parameters.get("marker") {
+    if let Some(marker) = asked.get("marker") {
         query = query.marker(scope.backup(marker)?.id);
     }
-    let backups =
-        if nothing { Vec::new() } else { scope.pool.list_backups(&query.limit(paging.limit.max(1)))?.items };
+    let (backups, _) = asked.page(|items| scope.pool.list_backups(&query.limit(items)))?;
     let last = backups.last().map(|b| b.id.to_string());
-    let links = paging.links(&parameters, &scope.here(call), last, backups.len());
-    let backups_links = scope.next_links(links);
+    let backups_links = scope.next_links(asked.links(&scope.here(call), last, backups.len()));
     if detail {
         let backups = backups.into_iter().map(|b| DetailedBackup::new(scope, b)).collect();
         return Ok(json(StatusCode::OK, &ManyBackups { backups, backups_links }));

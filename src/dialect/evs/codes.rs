@@ -2,7 +2,7 @@
 //!
 //! Where the documents have no code (a method, a feature, a body that is too large) the status stands in its place.
 
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -88,6 +88,8 @@ codes! {
 pub(super) struct Refusal {
     code: Code,
     detail: String,
+    /// The methods that are served in the place of the one that was tried.
+    allowed: Option<&'static str>,
 }
 
 /// What goes under the one key of an error body.
@@ -99,7 +101,16 @@ struct Fault {
 
 impl Refusal {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        Self { code, detail: detail.into(), allowed: None }
+    }
+
+    /// For a resource that serves other methods only.
+    pub(super) fn method(allowed: &'static str) -> Self {
+        Self { allowed: Some(allowed), ..Self::new(METHOD, format!("allowed here: {allowed}")) }
+    }
+
+    pub(super) fn path(path: &str) -> Self {
+        Self::new(NOT_FOUND, format!("nothing is served at {path}"))
     }
 
     pub(super) fn not_found(kind: &str, id: &str) -> Self {
@@ -108,11 +119,15 @@ impl Refusal {
 
     pub(super) fn answer(self) -> Response<Vec<u8>> {
         let Code { status, code, message } = self.code;
+        let allowed = self.allowed.map(HeaderValue::from_static);
         let message =
             if self.detail.is_empty() { message.into() } else { format!("{message}: {}", self.detail) };
         let fault = serde_json::to_value(Fault { message, code }).unwrap_or(Value::Null);
         let body = Map::from_iter([(key(status).to_owned(), fault)]);
-        json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut answer = json(status, &body);
+        answer.headers_mut().extend(allowed.map(|methods| (header::ALLOW, methods)));
+        answer
     }
 
     /// The same, for a call about snapshots: their texts have no code of their own.
@@ -161,7 +176,7 @@ impl From<Error> for Refusal {
         };
         // What is wrong inside is the operator's business.
         let detail = if code == INTERNAL { String::new() } else { error.to_string() };
-        Self { code, detail }
+        Self::new(code, detail)
     }
 }
 

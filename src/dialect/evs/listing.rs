@@ -1,14 +1,20 @@
 //! The parameters of lists: pages, order, filters, and the link to the next page.
 
+use std::str::FromStr;
+
 use form_urlencoded::Serializer;
 
-use crate::pool::{MAX_PAGE, SortKey, SortOrder};
+use crate::dialect::call::Call;
+use crate::error::Error;
+use crate::pool::{MAX_PAGE, Page, SortKey, SortOrder};
+use crate::units::VolumeId;
 
 use super::codes::{
-    LIMIT, LIMIT_MOST, LIMIT_POSITIVE, METADATA_FILTER, OFFSET, Refusal, SORT_DIR, SORT_KEY, URL,
+    LIMIT, LIMIT_MOST, LIMIT_POSITIVE, METADATA_FILTER, OFFSET, Refusal, SORT_DIR, SORT_KEY, STATUS_FILTER,
+    URL, ZONE_FILTER,
 };
 use super::input::Flag;
-use super::scope::Version;
+use super::scope::{Scope, Version};
 use super::shapes::Link;
 
 /// A query; of a parameter that is given twice the last one counts.
@@ -31,14 +37,14 @@ impl<'a> Parameters<'a> {
 }
 
 /// Where a page begins and how long it is.
-pub(super) struct Paging {
+struct Paging {
     /// 0 to 1,000.
-    pub(super) limit: u32,
-    pub(super) offset: u64,
+    limit: u32,
+    offset: u64,
 }
 
 impl Paging {
-    pub(super) fn of(parameters: &Parameters<'_>, version: Version) -> Result<Self, Refusal> {
+    fn of(parameters: &Parameters<'_>, version: Version) -> Result<Self, Refusal> {
         let whole = |name, code| match parameters.get(name) {
             None => Ok(None),
             // Digits that are too many for the number are out of any range, but are a number.
@@ -65,8 +71,7 @@ impl Paging {
         Ok(Self { limit, offset })
     }
 
-    /// The links behind a list: a full page has a next one, whether or not something follows.
-    pub(super) fn links(
+    fn links(
         &self,
         parameters: &Parameters<'_>,
         base: &str,
@@ -85,8 +90,103 @@ impl Paging {
     }
 }
 
+/// What a list is asked for, whatever it lists.
+pub(super) struct Asked<'a> {
+    parameters: Parameters<'a>,
+    version: Version,
+    paging: Paging,
+    /// Something is asked for that nothing can be: the list is empty.
+    nothing: bool,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn of(call: &'a Call<'_>, version: Version) -> Result<Self, Refusal> {
+        let parameters = Parameters(&call.query);
+        let paging = Paging::of(&parameters, version)?;
+        Ok(Self { parameters, version, paging, nothing: false })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
+        self.parameters.get(name)
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, Refusal> {
+        self.parameters.flag(name)
+    }
+
+    pub(super) fn name(&self) -> Option<&'a str> {
+        self.get("name").or(self.get("display_name"))
+    }
+
+    /// A status, where no other than a known one is documented; elsewhere nothing is in an unknown one.
+    pub(super) fn status<T: FromStr<Err = Error>>(&mut self) -> Result<Option<T>, Refusal> {
+        match self.get("status").map(T::from_str).transpose() {
+            Ok(status) => Ok(status),
+            Err(error) if self.version.is_v2() => Err(Refusal::new(STATUS_FILTER, error.to_string())),
+            Err(_) => {
+                self.nothing = true;
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn zone(&self) -> Result<Option<&'a str>, Refusal> {
+        match self.get("availability_zone") {
+            Some("") => Err(Refusal::new(ZONE_FILTER, "it is empty")),
+            zone => Ok(zone),
+        }
+    }
+
+    pub(super) fn metadata(&self) -> Result<Vec<(String, String)>, Refusal> {
+        self.get("metadata").map_or(Ok(Vec::new()), metadata_filter)
+    }
+
+    /// The volume whose snapshots or backups are asked for. One that is gone may have left some, so a UUID need not
+    /// name one that is there; the project is a condition of its own.
+    pub(super) fn volume(&mut self, scope: &Scope<'_>) -> Result<Option<VolumeId>, Refusal> {
+        let Some(text) = self.get("volume_id") else { return Ok(None) };
+        let found = match scope.pool.find_volume(text) {
+            Err(Error::NotFound { .. }) => text.parse().ok(),
+            found => Some(found?),
+        };
+        self.nothing |= found.is_none();
+        Ok(found)
+    }
+
+    pub(super) fn matches_nothing(&mut self) {
+        self.nothing = true;
+    }
+
+    pub(super) fn order(&self) -> Result<Vec<(SortKey, SortOrder)>, Refusal> {
+        order(&self.parameters)
+    }
+
+    pub(super) fn offset(&self) -> u64 {
+        self.paging.offset
+    }
+
+    /// The page that `list` gives, asked for so many items; an empty one where there can be none.
+    pub(super) fn page<T, Id>(
+        &self,
+        list: impl FnOnce(u32) -> Result<Page<T, Id>, Error>,
+    ) -> Result<(Vec<T>, Option<u64>), Refusal> {
+        if self.nothing {
+            return Ok((Vec::new(), Some(0)));
+        }
+        // A page of none is none to the pool; how many there are in all is asked all the same.
+        let mut page = list(self.paging.limit.max(1))?;
+        page.items.truncate(self.paging.limit as usize);
+        Ok((page.items, page.total))
+    }
+
+    /// The links behind a list at `base`: a full page has a next one, whether or not something follows.
+    pub(super) fn links(&self, base: &str, last: Option<String>, returned: usize) -> Option<Vec<Link>> {
+        self.paging.links(&self.parameters, base, last, returned)
+    }
+}
+
 /// The order that is asked for: `sort_key` and `sort_dir`, or `sort=key:direction,...`.
-pub(super) fn order(parameters: &Parameters<'_>) -> Result<Vec<(SortKey, SortOrder)>, Refusal> {
+fn order(parameters: &Parameters<'_>) -> Result<Vec<(SortKey, SortOrder)>, Refusal> {
     let key = |text: &str| match text {
         "id" => Ok(SortKey::Id),
         "status" => Ok(SortKey::Status),
@@ -117,7 +217,7 @@ pub(super) fn order(parameters: &Parameters<'_>) -> Result<Vec<(SortKey, SortOrd
 }
 
 /// The pairs of a metadata filter: a dictionary of texts as Python or JSON writes it, `{'k': 'v'}`.
-pub(super) fn metadata_filter(text: &str) -> Result<Vec<(String, String)>, Refusal> {
+fn metadata_filter(text: &str) -> Result<Vec<(String, String)>, Refusal> {
     let mut rest = Dictionary(text);
     let pairs = rest.pairs().filter(|_| rest.0.trim().is_empty());
     pairs.ok_or_else(|| {

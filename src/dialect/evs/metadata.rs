@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::pool::{SnapshotUpdate, VolumeUpdate};
 use crate::units::{SnapshotId, VolumeId};
 
-use super::codes::{BODY, MISMATCH, NOT_FOUND, Refusal};
+use super::codes::{BODY, MISMATCH, Refusal};
 use super::input::{Metadata, metadata, object, typed, under};
 use super::scope::Scope;
 use super::{Answer, empty};
@@ -122,15 +122,4 @@ pub(super) fn one(scope: &Scope<'_>, call: &Call<'_>, owner: Owner<'_>, key: &st
 fn check(scope: &Scope<'_>, pairs: &Pairs) -> Result<(), Refusal> {
     let update = VolumeUpdate::new().metadata(pairs.clone());
     update.check(scope.pool.limits()).map_err(Refusal::from)
-}
-
-impl Refusal {
-    /// For a resource that serves other methods only.
-    pub(super) fn method(allowed: &str) -> Self {
-        Self::new(super::codes::METHOD, format!("allowed here: {allowed}"))
-    }
-
-    pub(super) fn path(path: &str) -> Self {
-        Self::new(NOT_FOUND, format!("nothing is served at {path}"))
-    }
 }

@@ -85,7 +85,7 @@ impl<'a> Scope<'a> {
         self.snapshot(text).map(|snapshot| snapshot.id)
     }
 
-    /// The backup that a text names by id, if its volume was of this project. An imported one is of none.
+    /// The backup that a text names by id, if it is of this project.
     pub(super) fn backup(&self, text: &str) -> Result<Backup, Refusal> {
         let missing = || Refusal::not_found("backup", text);
         // In the form that answers have, like the ids of volumes.

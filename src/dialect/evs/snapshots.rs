@@ -4,15 +4,15 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::dialect::call::{Call, json};
-use crate::pool::{RollbackOptions, SnapshotQuery, SnapshotSpec, SnapshotStatus, SnapshotUpdate};
+use crate::pool::{RollbackOptions, SnapshotQuery, SnapshotSpec, SnapshotUpdate};
 use crate::units::VolumeId;
 
-use super::codes::{BODY, NOT_FOUND, NOTHING, Refusal, STATUS_FILTER, ZONE_FILTER};
+use super::codes::{BODY, NOT_FOUND, NOTHING, Refusal};
 use super::input::{Flag, Metadata, envelope, metadata};
-use super::listing::{Paging, Parameters, metadata_filter, order};
+use super::listing::Asked;
 use super::scope::Scope;
 use super::shapes::{DetailedSnapshot, FullSnapshot, Link};
-use super::volumes::Changed;
+use super::volumes::{Changed, update_of};
 use super::{Answer, empty};
 
 /// `snapshot` of a request to create one.
@@ -78,73 +78,43 @@ pub(super) enum Of {
 }
 
 pub(super) fn list(scope: &Scope<'_>, call: &Call<'_>, of: Of) -> Answer {
-    let parameters = Parameters(&call.query);
-    let paging = Paging::of(&parameters, scope.version)?;
-    let mut query = SnapshotQuery::new().project(scope.project.clone()).offset(paging.offset);
-    for (key, direction) in order(&parameters)? {
+    let mut asked = Asked::of(call, scope.version)?;
+    let mut query = SnapshotQuery::new().project(scope.project.clone()).offset(asked.offset());
+    for (key, direction) in asked.order()? {
         query = query.sort(key, direction);
     }
-    if let Some(name) = parameters.get("name").or(parameters.get("display_name")) {
+    if let Some(name) = asked.name() {
         query = query.name(name);
     }
-    let mut nothing = false;
-    if let Some(status) = parameters.get("status") {
-        match status.parse::<SnapshotStatus>() {
-            Ok(status) => query = query.status(status),
-            Err(error) if scope.version.is_v2() => {
-                return Err(Refusal::new(STATUS_FILTER, error.to_string()));
-            }
-            Err(_) => nothing = true,
-        }
+    if let Some(status) = asked.status()? {
+        query = query.status(status);
     }
-    if let Some(volume) = parameters.get("volume_id") {
-        match named_volume(scope, volume)? {
-            Some(id) => query = query.volume(id),
-            None => nothing = true,
-        }
+    if let Some(volume) = asked.volume(scope)? {
+        query = query.volume(volume);
     }
-    if let Some(zone) = parameters.get("availability_zone").filter(|_| of != Of::Brief) {
-        if zone.is_empty() {
-            return Err(Refusal::new(ZONE_FILTER, "it is empty"));
-        }
+    if of != Of::Brief
+        && let Some(zone) = asked.zone()?
+    {
         query = query.zone(zone);
     }
-    if let Some(text) = parameters.get("metadata") {
-        for (key, value) in metadata_filter(text)? {
-            query = query.metadata(key, value);
-        }
+    for (key, value) in asked.metadata()? {
+        query = query.metadata(key, value);
     }
-    if let Some(marker) = parameters.get("marker") {
+    if let Some(marker) = asked.get("marker") {
         query = query.marker(scope.snapshot_id(marker)?);
     }
     let counted = of == Of::Counted;
-    let (mut snapshots, total) = if nothing {
-        (Vec::new(), Some(0))
-    } else {
-        let page = scope.pool.list_snapshots(&query.limit(paging.limit.max(1)).with_total(counted))?;
-        (page.items, page.total)
-    };
-    snapshots.truncate(paging.limit as usize);
+    let query = query.with_total(counted);
+    let (snapshots, total) = asked.page(|items| scope.pool.list_snapshots(&query.limit(items)))?;
     let count = total.filter(|_| counted);
     let last = snapshots.last().map(|s| s.id.to_string());
-    let links = paging.links(&parameters, &scope.here(call), last, snapshots.len());
-    let snapshots_links = scope.next_links(links);
+    let snapshots_links = scope.next_links(asked.links(&scope.here(call), last, snapshots.len()));
     if of == Of::Brief {
         let snapshots = snapshots.into_iter().map(FullSnapshot::from).collect();
         return Ok(json(StatusCode::OK, &ManySnapshots { snapshots, snapshots_links, count }));
     }
     let snapshots = snapshots.into_iter().map(DetailedSnapshot::from).collect();
     Ok(json(StatusCode::OK, &ManySnapshots { snapshots, snapshots_links, count }))
-}
-
-/// The volume of a filter. One that is gone may have left snapshots and backups, so a UUID need not name one that is there;
-/// the project is a condition of the query.
-pub(super) fn named_volume(scope: &Scope<'_>, text: &str) -> Result<Option<VolumeId>, Refusal> {
-    match scope.pool.find_volume(text) {
-        Ok(id) => Ok(Some(id)),
-        Err(crate::Error::NotFound { .. }) => Ok(text.parse().ok()),
-        Err(other) => Err(other.into()),
-    }
 }
 
 pub(super) fn show(scope: &Scope<'_>, id: &str) -> Answer {
@@ -154,19 +124,7 @@ pub(super) fn show(scope: &Scope<'_>, id: &str) -> Answer {
 
 pub(super) fn update(scope: &Scope<'_>, call: &Call<'_>, id: &str) -> Answer {
     let given: Changed = envelope(call.body, "snapshot", BODY)?;
-    let mut update = SnapshotUpdate::new();
-    if let Some(name) = given.name.or(given.display_name) {
-        update = update.name(Some(name));
-    }
-    if let Some(description) = given.description.or(given.display_description) {
-        update = update.description(Some(description));
-    }
-    if let Some(metadata) = metadata(given.metadata)? {
-        update = update.metadata(metadata);
-    }
-    if update == SnapshotUpdate::new() {
-        return Err(Refusal::new(NOTHING, ""));
-    }
+    let update = update_of!(SnapshotUpdate, given);
     let about = |error| Refusal::from(error).about_a_snapshot();
     update.check(scope.pool.limits()).map_err(about)?;
     let snapshot = scope.pool.update_snapshot(scope.snapshot_id(id)?, update).map_err(about)?;

@@ -10,17 +10,15 @@ use uuid::Uuid;
 
 use crate::dialect::call::{Call, json};
 use crate::error::Error;
-use crate::pool::{
-    AttachmentSpec, Snapshots, Volume, VolumeQuery, VolumeSource, VolumeSpec, VolumeStatus, VolumeUpdate,
-};
+use crate::pool::{AttachmentSpec, Snapshots, Volume, VolumeQuery, VolumeSource, VolumeSpec, VolumeUpdate};
 use crate::units::{AttachmentId, BackupId, ImageId, SnapshotId, VolumeId};
 
 use super::codes::{
     BACKUP_COUNT, BODY, COUNT, CREATE, EXTEND, NOT_FOUND, NOT_LARGER, NOTHING, NULL_VOLUME, Refusal,
-    SHAREABLE, SIZE, SOURCES, STATUS_FILTER, UNSUPPORTED, ZONE_FILTER,
+    SHAREABLE, SIZE, SOURCES, UNSUPPORTED,
 };
 use super::input::{Flag, Metadata, Whole, metadata, object, typed, under};
-use super::listing::{Paging, Parameters, metadata_filter, order};
+use super::listing::{Asked, Parameters};
 use super::scope::Scope;
 use super::shapes::{BriefVolume, DetailedVolume, FullVolume, Link, bytes, gib};
 use super::{Answer, empty};
@@ -198,48 +196,32 @@ fn of_source(source: VolumeSource, size_bytes: Option<u64>) -> VolumeSpec {
 }
 
 pub(super) fn list(scope: &Scope<'_>, call: &Call<'_>, detail: bool) -> Answer {
-    let parameters = Parameters(&call.query);
-    let paging = Paging::of(&parameters, scope.version)?;
-    let mut query = VolumeQuery::new().project(scope.project.clone()).offset(paging.offset);
-    for (key, direction) in order(&parameters)? {
+    let mut asked = Asked::of(call, scope.version)?;
+    let mut query = VolumeQuery::new().project(scope.project.clone()).offset(asked.offset());
+    for (key, direction) in asked.order()? {
         query = query.sort(key, direction);
     }
-    if let Some(name) = parameters.get("name").or(parameters.get("display_name")) {
+    if let Some(name) = asked.name() {
         query = query.name(name);
     }
-    let mut nothing = paging.limit == 0;
-    if let Some(status) = parameters.get("status") {
-        match status.parse::<VolumeStatus>() {
-            Ok(status) => query = query.status(status),
-            Err(error) if scope.version.is_v2() => {
-                return Err(Refusal::new(STATUS_FILTER, error.to_string()));
-            }
-            Err(_) => nothing = true,
-        }
+    if let Some(status) = asked.status()? {
+        query = query.status(status);
     }
-    if let Some(zone) = parameters.get("availability_zone") {
-        if zone.is_empty() {
-            return Err(Refusal::new(ZONE_FILTER, "it is empty"));
-        }
+    if let Some(zone) = asked.zone()? {
         query = query.zone(zone);
     }
-    if let Some(on) = parameters.flag("bootable")? {
+    if let Some(on) = asked.flag("bootable")? {
         query = query.bootable(on);
     }
-    if let Some(text) = parameters.get("metadata") {
-        for (key, value) in metadata_filter(text)? {
-            query = query.metadata(key, value);
-        }
+    for (key, value) in asked.metadata()? {
+        query = query.metadata(key, value);
     }
-    if let Some(marker) = parameters.get("marker") {
+    if let Some(marker) = asked.get("marker") {
         query = query.marker(scope.volume_id(marker)?);
     }
-    let volumes =
-        if nothing { Vec::new() } else { scope.pool.list_volumes(&query.limit(paging.limit.max(1)))?.items };
+    let (volumes, _) = asked.page(|items| scope.pool.list_volumes(&query.limit(items)))?;
     let last = volumes.last().map(|v| v.id.to_string());
-    let base = scope.here(call);
-    let links = paging.links(&parameters, &base, last, volumes.len());
-    let volumes_links = scope.next_links(links);
+    let volumes_links = scope.next_links(asked.links(&scope.here(call), last, volumes.len()));
     if detail {
         let volumes = volumes.into_iter().map(|v| DetailedVolume::new(scope, v)).collect();
         return Ok(json(StatusCode::OK, &ManyVolumes { volumes, volumes_links }));
@@ -270,21 +252,30 @@ pub(super) struct Changed {
     pub(super) metadata: Option<Metadata>,
 }
 
+/// The update that was given, as one of those types: they have the same calls.
+macro_rules! update_of {
+    ($update:ident, $given:expr) => {{
+        let (given, mut update) = ($given, $update::new());
+        if let Some(name) = given.name.or(given.display_name) {
+            update = update.name(Some(name));
+        }
+        if let Some(description) = given.description.or(given.display_description) {
+            update = update.description(Some(description));
+        }
+        if let Some(metadata) = metadata(given.metadata)? {
+            update = update.metadata(metadata);
+        }
+        if update == $update::new() {
+            return Err(Refusal::new(NOTHING, ""));
+        }
+        update
+    }};
+}
+pub(super) use update_of;
+
 pub(super) fn update(scope: &Scope<'_>, call: &Call<'_>, id: &str) -> Answer {
     let given: Changed = super::input::envelope(call.body, "volume", NULL_VOLUME)?;
-    let mut update = VolumeUpdate::new();
-    if let Some(name) = given.name.or(given.display_name) {
-        update = update.name(Some(name));
-    }
-    if let Some(description) = given.description.or(given.display_description) {
-        update = update.description(Some(description));
-    }
-    if let Some(metadata) = metadata(given.metadata)? {
-        update = update.metadata(metadata);
-    }
-    if update == VolumeUpdate::new() {
-        return Err(Refusal::new(NOTHING, ""));
-    }
+    let update = update_of!(VolumeUpdate, given);
     update.check(scope.pool.limits())?;
     let volume = scope.pool.update_volume(scope.volume_id(id)?, update)?;
     Ok(json(StatusCode::OK, &OneVolume { volume: FullVolume::new(scope, volume) }))

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::dialect::MAX_BODY_BYTES;
 use crate::dialect::call::{Call, json};
 use crate::dialect::config::Config;
-use crate::dialect::lookup::{self, Sources};
+use crate::dialect::lookup::{self, Seen, Sources};
 use crate::dialect::params::{Params, missing};
 use crate::error::{Error, Result, Violation};
 use crate::pool::{self, Pool, RollbackOptions, SnapshotQuery, SnapshotSpec, SnapshotUpdate, Trigger};
@@ -74,10 +74,9 @@ fn serve(pool: &Pool, config: &Config, action: &str, params: &Params) -> Result<
 
 /// What the caller can see: everything, unless it says less.
 struct Scope<'a> {
-    pool: &'a Pool,
+    seen: Seen<'a>,
     company: i64,
     region: &'a str,
-    project: Option<&'a str>,
     /// It names a region or tenant that is not the store's, where there is nothing.
     elsewhere: bool,
 }
@@ -87,11 +86,14 @@ impl<'a> Scope<'a> {
         let asked = params.filled("Region")?;
         let ours = config.region.as_deref();
         let company = if config.admin { params.number("CompanyID")? } else { None };
+        let project = match (params.filled("ProjectID")?, config.caller_project.as_deref()) {
+            (Some(asked), Some(own)) if asked != own => return Err(lookup::not_the_callers("ProjectID")),
+            (asked, own) => asked.or(own),
+        };
         Ok(Self {
-            pool,
+            seen: Seen { pool, project },
             company: config.company,
             region: ours.or(asked).unwrap_or(""),
-            project: params.filled("ProjectID")?,
             elsewhere: asked.is_some_and(|asked| ours.is_some_and(|ours| ours != asked))
                 || company.is_some_and(|company| company != config.company),
         })
@@ -101,28 +103,21 @@ impl<'a> Scope<'a> {
         if self.elsewhere {
             return Err(Error::not_found("volume", text));
         }
-        let id = self.pool.find_volume(text)?;
-        match self.project {
-            Some(project) => Ok(self.pool.volume_in(project, id)?.id),
-            None => Ok(id),
-        }
+        self.seen.volume(text)
     }
 
     fn snapshot(&self, text: &str) -> Result<SnapshotId> {
         if self.elsewhere {
             return Err(Error::not_found("snapshot", text));
         }
-        let id = self.pool.find_snapshot(text)?;
-        match self.project {
-            Some(project) => Ok(self.pool.snapshot_in(project, id)?.id),
-            None => Ok(id),
-        }
+        self.seen.snapshot(text)
     }
 }
 
 fn create(scope: &Scope<'_>, params: &Params) -> Result<Body> {
+    let (name, remark, kind) = (params.text("Name")?, params.text("Remark")?, params.filled("Type")?);
     let disk = params.need("DiskID")?;
-    let trigger = match params.filled("Type")? {
+    let trigger = match kind {
         None | Some("Manual") => Trigger::Manual,
         Some("Automatic") => Trigger::Automatic,
         Some(other) => {
@@ -133,13 +128,14 @@ fn create(scope: &Scope<'_>, params: &Params) -> Result<Body> {
     };
     // Nothing is said about attachments: it is as if force were.
     let mut spec = SnapshotSpec::new().trigger(trigger).force(true);
-    if let Some(name) = params.text("Name")? {
+    if let Some(name) = name {
         spec = spec.name(name);
     }
-    if let Some(remark) = params.text("Remark")? {
+    if let Some(remark) = remark {
         spec = spec.description(remark);
     }
-    let made = scope.pool.create_snapshot(scope.disk(disk)?, spec)?;
+    spec.check(scope.seen.pool.limits())?;
+    let made = scope.seen.pool.create_snapshot(scope.disk(disk)?, spec)?;
     Ok(Body::Created(CreateSnapshot { snapshot_id: made.id.to_string() }))
 }
 
@@ -156,7 +152,7 @@ fn describe(scope: &Scope<'_>, params: &Params) -> Result<Body> {
     }
     let (projects, snapshots) = (params.list("ProjectIDs")?, params.list("SnapshotIDs")?);
     let disk = params.filled("DiskID")?;
-    let projects = match (scope.project, projects) {
+    let projects = match (scope.seen.project, projects) {
         (None, projects) => projects,
         (Some(one), None) => Some(vec![one.to_owned()]),
         // Conditions combine by AND.
@@ -169,13 +165,13 @@ fn describe(scope: &Scope<'_>, params: &Params) -> Result<Body> {
         query = query.project(project);
     }
     if let Some(texts) = snapshots {
-        query = query.ids(lookup::snapshots(scope.pool, &texts)?);
+        query = query.ids(lookup::snapshots(scope.seen.pool, &texts)?);
     }
     if let Some(disk) = disk {
-        query = query.volumes(lookup::volumes(scope.pool, &[disk.to_owned()])?);
+        query = query.volumes(lookup::volumes(scope.seen.pool, &[disk.to_owned()])?);
     }
-    let page = scope.pool.list_snapshots(&query)?;
-    let sources = Sources::of(scope.pool, &page.items)?;
+    let page = scope.seen.pool.list_snapshots(&query)?;
+    let sources = Sources::of(scope.seen.pool, &page.items)?;
     let infos = page.items.into_iter().map(|snapshot| info(scope, &sources, snapshot)).collect();
     Ok(Body::Described(DescribeSnapshot { total_count: page.total.unwrap_or(0), infos }))
 }
@@ -202,27 +198,29 @@ fn info(scope: &Scope<'_>, sources: &Sources, snapshot: pool::Snapshot) -> Snaps
 }
 
 fn roll_back(scope: &Scope<'_>, params: &Params) -> Result<Body> {
-    let (disk, snapshot) = (params.need("DiskID")?, params.need("SnapshotID")?);
+    let [disk, snapshot] = params.need_all(["DiskID", "SnapshotID"])?;
     let snapshot = scope.snapshot(snapshot)?;
     let options = RollbackOptions::new().volume(scope.disk(disk)?);
-    scope.pool.rollback_with(snapshot, options)?;
+    scope.seen.pool.rollback_with(snapshot, options)?;
     Ok(Body::Done(Nothing {}))
 }
 
 fn delete(scope: &Scope<'_>, params: &Params) -> Result<Body> {
     let snapshot = params.need("SnapshotID")?;
     // Durable now; nobody waits for the space.
-    drop(scope.pool.delete_snapshot(scope.snapshot(snapshot)?)?);
+    drop(scope.seen.pool.delete_snapshot(scope.snapshot(snapshot)?)?);
     Ok(Body::Done(Nothing {}))
 }
 
 fn modify(scope: &Scope<'_>, params: &Params) -> Result<Body> {
+    let (name, remark) = (params.text("Name")?, params.text("Remark")?);
     let resource = params.need("ResourceID")?;
-    let name = params.text("Name")?.ok_or_else(|| missing("Name"))?;
+    let name = name.ok_or_else(|| missing("Name"))?;
     let mut update = SnapshotUpdate::new().name(Some(name.into()));
-    if let Some(remark) = params.text("Remark")? {
+    if let Some(remark) = remark {
         update = update.description(Some(remark.into()));
     }
-    scope.pool.update_snapshot(scope.snapshot(resource)?, update)?;
+    update.check(scope.seen.pool.limits())?;
+    scope.seen.pool.update_snapshot(scope.snapshot(resource)?, update)?;
     Ok(Body::Done(Nothing {}))
 }
