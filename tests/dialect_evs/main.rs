@@ -3,6 +3,9 @@
 #![cfg(feature = "dialect")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../clouds/mod.rs"]
+mod clouds;
+
 mod backups;
 mod lists;
 mod random;
