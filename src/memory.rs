@@ -1,6 +1,9 @@
 //! Memory that may be refused: what is longer than 64 KiB, or may become so, is asked for here, and a refusal is an
 //! error of the call that asked. Smaller pieces end the process when there are none left, as everywhere in Rust.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
+
 use crate::error::{Error, Result};
 
 fn refused<T>(items: usize) -> Error {
@@ -14,6 +17,34 @@ pub(crate) fn room<T>(items: &mut Vec<T>, more: usize) -> Result<()> {
         return Ok(());
     }
     items.try_reserve(more).map_err(|_| refused::<T>(items.len() + more))
+}
+
+/// Appends an item.
+#[inline]
+pub(crate) fn push<T>(items: &mut Vec<T>, item: T) -> Result<()> {
+    room(items, 1)?;
+    items.push(item);
+    Ok(())
+}
+
+/// Appends the items.
+pub(crate) fn extend<T>(items: &mut Vec<T>, more: impl ExactSizeIterator<Item = T>) -> Result<()> {
+    room(items, more.len())?;
+    items.extend(more);
+    Ok(())
+}
+
+/// Makes the list `len` items long, with copies of `item` at its end where it was shorter.
+pub(crate) fn resize<T: Clone>(items: &mut Vec<T>, len: usize, item: T) -> Result<()> {
+    room(items, len.saturating_sub(items.len()))?;
+    items.resize(len, item);
+    Ok(())
+}
+
+/// A place for one more entry, so that inserting it allocates nothing.
+#[inline]
+pub(crate) fn place<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) -> Result<()> {
+    map.try_reserve(1).map_err(|_| refused::<(K, V)>(map.len() + 1))
 }
 
 /// An empty list with room for `len` items.

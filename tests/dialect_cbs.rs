@@ -6,11 +6,11 @@ mod clouds;
 
 use std::collections::BTreeMap;
 
-use clouds::{GIB, Store, keys, many, random};
+use clouds::{GIB, Store, cbs, keys, many};
 use http::Request;
 use serde_json::Value;
 use snapvol::dialect::cbs::{Answer, DescribeSnapshots};
-use snapvol::dialect::{self, Config, MAX_BODY_BYTES};
+use snapvol::dialect::{Config, MAX_BODY_BYTES};
 use snapvol::{
     AttachmentSpec, Limits, SnapshotSpec, SnapshotStatus, Snapshots, VolumeId, VolumeSpec, VolumeStatus,
 };
@@ -362,82 +362,15 @@ fn op_084_create_apply_delete() {
     assert_eq!(store.refused_cbs(&apply(&owned, &other.alias)), 6100);
 }
 
-const SHAPE: random::Shape = random::Shape {
-    path: "/v2/index.php",
-    actions: &[
-        "DescribeSnapshots",
-        "CreateSnapshot",
-        "ModifySnapshot",
-        "ApplySnapshot",
-        "DeleteSnapshot",
-        "Describe",
-        "",
-    ],
-    keys: &[
-        "storageId",
-        "snapshotId",
-        "snapshotName",
-        "storageIds",
-        "snapshotIds",
-        "projectId",
-        "diskType",
-        "limit",
-        "offset",
-        "Action",
-        "Region",
-    ],
-    values: &[
-        "root",
-        "data",
-        "0",
-        "1",
-        "-1",
-        "100",
-        "101",
-        "x",
-        "é",
-        "\"",
-        "[",
-        "[\"a\"]",
-        "18446744073709551616",
-    ],
-};
-
-/// One request out of arbitrary bytes. Never a panic, an answer that is no JSON, or a fault of ours; and whatever
-/// is refused leaves no trace.
-fn fuzz_cbs(store: &Store, bytes: &[u8], before: &mut String) -> Option<(String, i64)> {
-    let request = random::request(store, &SHAPE, bytes)?;
-    if request.uri().path() != SHAPE.path {
-        return None;
-    }
-    let answer = dialect::handle(&store.pool, &store.config, &request);
-    assert_eq!(answer.status(), 200);
-    let answer: Value = serde_json::from_slice(answer.body()).unwrap();
-    let code = answer["code"].as_i64().unwrap();
-    assert_ne!(code, 6000, "{request:?} {answer}");
-    let after = store.face();
-    if code != 0 {
-        assert_eq!(*before, after, "a refused call left a trace: {request:?} {answer}");
-        assert!(answer["codeDesc"].is_string() && !answer["message"].as_str().unwrap().is_empty());
-    }
-    *before = after;
-    let kind = ["totalCount", "snapshotId", "detail"].into_iter().find(|key| answer.get(key).is_some());
-    Some((kind.unwrap_or("").to_owned(), code))
-}
-
 #[test]
 fn op_098_random_requests_are_answered_and_refused_ones_leave_no_trace() {
-    let mut store = Store::new();
-    store.config = Config::new().cbs_limits(Limits::cbs().snapshots_per_volume(Some(4)));
-    for volume in [store.disk(1), store.disk_of("p"), store.disk_of("q")] {
-        snap(&store, volume.id, "s");
-    }
+    let store = cbs::store();
     let mut random = fastrand::Rng::with_seed(6);
     let mut seen: BTreeMap<(String, i64), u32> = BTreeMap::new();
     let mut before = store.face();
     for _ in 0..10_000 {
         let bytes: Vec<u8> = (0..random.usize(0..120)).map(|_| random.u8(..)).collect();
-        if let Some(kind) = fuzz_cbs(&store, &bytes, &mut before) {
+        if let Some(kind) = cbs::one_request(&store, &bytes, &mut before) {
             *seen.entry(kind).or_default() += 1;
         }
         while store.pool.step(64).unwrap() {}

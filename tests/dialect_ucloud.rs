@@ -6,7 +6,7 @@ mod clouds;
 
 use std::collections::BTreeMap;
 
-use clouds::{GIB, SAMPLE_MICROS, Store, keys, many, random};
+use clouds::{GIB, SAMPLE_MICROS, Store, keys, many, ucloud};
 use http::Request;
 use serde_json::{Value, json};
 use snapvol::dialect::ucloud::{Answer, DescribeSnapshot, DiskType, SnapshotType};
@@ -513,78 +513,15 @@ fn op_097_what_one_dialect_does_the_other_sees_at_once() {
     assert_eq!(store.cbs("DescribeSnapshots")["totalCount"], 0);
 }
 
-const SHAPE: random::Shape = random::Shape {
-    path: "/",
-    actions: &[
-        "CreateSnapshot",
-        "DescribeSnapshot",
-        "RollbackSnapshot",
-        "DeleteSnapshot",
-        "ModifyNameAndRemark",
-        "DescribeDisk",
-        "",
-    ],
-    keys: &[
-        "DiskID",
-        "SnapshotID",
-        "SnapshotIDs",
-        "ProjectIDs",
-        "ProjectID",
-        "Name",
-        "Remark",
-        "Type",
-        "Keyword",
-        "Limit",
-        "Offset",
-        "Region",
-        "CompanyID",
-        "ResourceID",
-        "Action",
-    ],
-    values: &["p", "q", "0", "1", "-1", "100", "101", "x", "é", "\"", "[", "[\"a\"]", "Manual", "Automatic"],
-};
-
-/// One request out of arbitrary bytes. Never a panic, an answer that is no JSON, or a fault of ours; nothing of a
-/// project that was not asked for; and whatever is refused leaves no trace.
-fn fuzz_ucloud(store: &Store, bytes: &[u8], before: &mut String) -> Option<(String, i64)> {
-    let request = random::request(store, &SHAPE, bytes)?;
-    if request.uri().path() != SHAPE.path || (request.method() == "GET" && request.uri().query().is_none()) {
-        return None;
-    }
-    let answer = dialect::handle(&store.pool, &store.config, &request);
-    assert_eq!(answer.status(), 200);
-    let answer: Value = serde_json::from_slice(answer.body()).unwrap();
-    let code = answer["RetCode"].as_i64().unwrap();
-    assert_ne!(code, 1000, "{request:?} {answer}");
-    let after = store.face();
-    if code != 0 {
-        assert_eq!(*before, after, "a refused call left a trace: {request:?} {answer}");
-        assert!(!answer["Message"].as_str().unwrap().is_empty());
-    }
-    *before = after;
-    let query = request.uri().query().unwrap_or("");
-    for project in ["p", "q"] {
-        let named = |pair: &str| pair.strip_prefix("ProjectID=") == Some(project);
-        for info in answer["Infos"].as_array().into_iter().flatten().filter(|_| query.split('&').any(named)) {
-            assert_eq!(info["ProjectID"], project);
-        }
-    }
-    Some((answer["Action"].as_str().unwrap().to_owned(), code))
-}
-
 #[test]
 fn op_098_random_requests_are_answered_and_refused_ones_leave_no_trace() {
-    let mut store = Store::new();
-    store.config = Config::new().ucloud_limits(Limits::ucloud().snapshots_per_volume(Some(2)));
-    for volume in [store.disk(1), store.disk_of("p"), store.disk_of("q")] {
-        snap(&store, volume.id, "s");
-    }
+    let store = ucloud::store();
     let mut random = fastrand::Rng::with_seed(6);
     let mut seen: BTreeMap<(String, i64), u32> = BTreeMap::new();
     let mut before = store.face();
     for _ in 0..10_000 {
         let bytes: Vec<u8> = (0..random.usize(0..120)).map(|_| random.u8(..)).collect();
-        if let Some(kind) = fuzz_ucloud(&store, &bytes, &mut before) {
+        if let Some(kind) = ucloud::one_request(&store, &bytes, &mut before) {
             *seen.entry(kind).or_default() += 1;
         }
         while store.pool.step(64).unwrap() {}

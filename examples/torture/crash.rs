@@ -12,6 +12,6 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Outcome<u64> {
         |number| campaign.replay_by_seed(number),
         || Ok(()),
     )?;
-    println!("{count:#?}");
+    println!("{count}");
     Ok(failures)
 }

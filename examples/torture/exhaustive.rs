@@ -33,7 +33,7 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Outcome<u64> {
     let count = Count::default();
     if let Some(workload) = only {
         short_run(workload, PLAN, &count);
-        println!("{count:#?}");
+        println!("{count}");
         return Ok(0);
     }
     let workloads = short_workloads(length);

@@ -10,7 +10,9 @@ mod campaign;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod crash;
+mod damage;
 mod exhaustive;
+mod kill;
 mod syncs;
 
 use campaign::Outcome;
@@ -23,7 +25,7 @@ struct Mode {
     run: fn(&mut lexopt::Parser) -> Outcome<u64>,
 }
 
-const MODES: [Mode; 3] = [
+const MODES: [Mode; 5] = [
     Mode {
         name: "crash",
         help: "random workloads, some with a lost flush; every cut, torn and reordered; recoveries cut again
@@ -42,6 +44,18 @@ const MODES: [Mode; 3] = [
         help: "random workloads in which a sync fails; the host keeps or drops its pages
              --minutes N (10)  --seed S (by chance)  --runs N (unlimited)  --threads N (all cores)",
         run: syncs::run,
+    },
+    Mode {
+        name: "damage",
+        help: "pools with one spoilt block: bits, sectors, stale blocks, blocks of elsewhere
+             --minutes N (10)  --seed S (by chance)  --runs N (unlimited)  --threads N (all cores)",
+        run: damage::run,
+    },
+    Mode {
+        name: "kill",
+        help: "processes that use a pool in a file and are killed (SIGKILL)
+             --minutes N (10)  --seed S (by chance)  --runs N (unlimited)  --threads N (all cores)",
+        run: kill::run,
     },
 ];
 

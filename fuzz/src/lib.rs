@@ -5,7 +5,7 @@ mod common;
 
 #[path = "../../tests/fuzz/bodies/mod.rs"]
 // What only the ordinary test uses of them, such as how it makes random inputs, is idle here.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod bodies;
 
 /// Runs the body of a target.

@@ -18,6 +18,7 @@ use crate::format::chunk::{ChunkEntry, ChunkKind, Counts, PageRef};
 use crate::format::chunk::{FANOUT, index_height};
 use crate::format::superblock::Totals;
 use crate::format::{BlockKind, NodeHeader, NodeRef, node_sum, page_sum};
+use crate::memory;
 use crate::node::AddrHash;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
@@ -91,6 +92,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn work(&mut self, chunk: u64) -> Result<&mut Work> {
+        memory::place(&mut self.works)?;
         match self.works.entry(chunk) {
             Entry::Occupied(e) => Ok(e.into_mut()),
             Entry::Vacant(e) => {
@@ -169,11 +171,13 @@ impl<'a> Ledger<'a> {
     }
 
     /// Chunks with this property, ascending: equal checkpoints are written as equal bytes.
-    fn chunks_where(&self, is: impl Fn(&Work) -> bool) -> Vec<u64> {
-        let mut chunks: Vec<u64> =
-            self.works.iter().filter(|(_, w)| is(w)).map(|(chunk, _)| *chunk).collect();
+    fn chunks_where(&self, is: impl Fn(&Work) -> bool) -> Result<Vec<u64>> {
+        let mut chunks = Vec::new();
+        for (chunk, _) in self.works.iter().filter(|(_, w)| is(w)) {
+            memory::push(&mut chunks, *chunk)?;
+        }
         chunks.sort_unstable();
-        chunks
+        Ok(chunks)
     }
 
     /// Chunks that have been looked at: what the ledger takes in memory.
@@ -182,17 +186,19 @@ impl<'a> Ledger<'a> {
     }
 
     /// Runs of data blocks that are named no more. Read before the ledger is closed.
-    pub(crate) fn freed_runs(&self) -> Vec<(BlockAddr, u64)> {
+    pub(crate) fn freed_runs(&self) -> Result<Vec<(BlockAddr, u64)>> {
         let mut runs = Vec::new();
-        for chunk in self.chunks_where(|w| w.dirty && w.old.kind == ChunkKind::Data) {
+        for chunk in self.chunks_where(|w| w.dirty && w.old.kind == ChunkKind::Data)? {
             let w = &self.works[&chunk];
             let Ok(before) = self.space.counts_of(&w.old) else { continue };
             let mut freed = Bits::free_in(&w.counts);
             freed.subtract(&Bits::free_in(&before));
             let start = self.space.geometry.chunk_start(chunk);
-            runs.extend(freed.runs().map(|(at, len)| (start + at as u64, len as u64)));
+            for (at, len) in freed.runs() {
+                memory::push(&mut runs, (start + at as u64, len as u64))?;
+            }
         }
-        runs
+        Ok(runs)
     }
 
     /// The checksum page of this data chunk must be written: blocks in it were taken.
@@ -315,7 +321,7 @@ impl<'a> Ledger<'a> {
             }
         }
         loop {
-            let todo = self.chunks_where(|w| !w.closed && (w.dirty || w.checksums.is_some()));
+            let todo = self.chunks_where(|w| !w.closed && (w.dirty || w.checksums.is_some()))?;
             if todo.is_empty() && index_height(self.chunks) == height {
                 break;
             }
@@ -404,7 +410,7 @@ impl<'a> Ledger<'a> {
     fn encode_pages(&mut self, sink: &mut dyn Sink) -> Result<BTreeMap<u64, ChunkEntry>> {
         let uuid = self.space.store.uuid;
         let mut entries = BTreeMap::new();
-        for chunk in self.chunks_where(|w| w.closed) {
+        for chunk in self.chunks_where(|w| w.closed)? {
             let w = self.works.get_mut(&chunk).ok_or(Error::Poisoned)?;
             if w.kind == ChunkKind::Free {
                 entries.insert(chunk, ChunkEntry::default());

@@ -13,6 +13,7 @@ use super::send::{Senders, Shared};
 use super::shelf::{Kind, Shelf, Stock};
 use super::table::{PieceRef, TABLE_PIECES, Table};
 use crate::error::{Error, Limited, Result, Violation};
+use crate::memory;
 use crate::pool::backup_steps::{Begun, Made, NewBackup};
 use crate::pool::backups::Backup;
 use crate::pool::{Change, Diff, Disk, ExtentKind, Pool};
@@ -221,6 +222,9 @@ fn copy(
     let shared = Shared::default();
     thread::scope(|scope| {
         let piece_bytes = record.piece_bytes as usize;
+        // Before anything is copied and any sender runs: there may be no memory for it.
+        let range = memory::filled(0, piece_bytes)?;
+        let encoded = memory::with_room(piece_bytes + 4096)?;
         let mut copy = Copy {
             begun,
             shelf,
@@ -230,8 +234,8 @@ fn copy(
             tables,
             disk,
             missing: HashSet::new(),
-            range: vec![0; piece_bytes],
-            encoded: Vec::with_capacity(piece_bytes + 4096),
+            range,
+            encoded,
         };
         copy.tables(parent.as_ref(), changes, &mut manifest, meter)?;
         copy.senders.finish()
@@ -443,7 +447,7 @@ impl Copy<'_> {
         let digest = Digest::of(&self.encoded);
         if self.is_missing(Kind::Piece, &digest, self.encoded.len()) {
             meter.moved(self.encoded.len() as u64);
-            let room = Vec::with_capacity(self.encoded.capacity());
+            let room = memory::with_room(self.encoded.capacity())?;
             let bytes = std::mem::replace(&mut self.encoded, room);
             self.senders.send(self.shelf.name(Kind::Piece, &digest), bytes)?;
         }

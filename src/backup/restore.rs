@@ -9,6 +9,7 @@ use super::progress::{BackupProgress, Meter};
 use super::shelf::Shelf;
 use super::table::{PieceRef, TABLE_PIECES};
 use crate::error::{Error, Result, Violation};
+use crate::memory;
 use crate::pool::{Disk, Pool, Volume, VolumeSpec, VolumeStatus};
 use crate::units::{BLOCK, BLOCK_BYTES, BackupId, VolumeId};
 
@@ -94,7 +95,9 @@ impl Pool {
         let shelf = Shelf::new(&*target, held.record.pool);
         let manifest = shelf.manifest_of(backup, &held.record.manifest)?;
         let filling = self.begin_restore(volume)?;
-        let old = Old { range: vec![0; manifest.piece_bytes as usize], encoded: Vec::new() };
+        let piece_bytes = manifest.piece_bytes as usize;
+        let old =
+            Old { range: memory::filled(0, piece_bytes)?, encoded: memory::with_room(piece_bytes + 4096)? };
         let meter = Meter::new("restore_backup", manifest.size_bytes, progress);
         Fill { shelf, manifest: &manifest, disk: filling.disk()?, old: Some(old), meter }.run()?;
         filling.finish()

@@ -22,6 +22,8 @@ mod structure;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::alloc::IndexRoot;
@@ -202,7 +204,7 @@ fn run(
         meter.enter(Phase::Structure, structure_done, meta_used.saturating_mul(passes));
         let mut walk = Walk::new(rest, window, &mut findings, &mut suspects, &mut meter, pass == 0);
         let found = walk.everything();
-        let done = walk.finish();
+        let done = walk.finish()?;
         structure_done = meter.now.done;
         if pass == 0 {
             report.nodes = done.nodes;
@@ -265,13 +267,13 @@ fn add_up(rest: &Rest<'_>, report: &CheckReport, findings: &mut Findings) {
 
 /// Maps that nothing above knows of are lost space.
 fn find_orphans(rest: &Rest<'_>, named: &[Named], owner_keys: OwnerKeys, findings: &mut Findings) {
-    let trashed: std::collections::HashSet<ObjectId> = named
-        .iter()
-        .filter_map(|n| match n {
-            Named::Trash { object } => Some(*object),
-            _ => None,
-        })
-        .collect();
+    // One by one: a tree of small pieces, however many there are.
+    let mut trashed = BTreeSet::new();
+    for n in named {
+        if let Named::Trash { object } = n {
+            trashed.insert(*object);
+        }
+    }
     for n in named {
         let Named::Map { object, root } = n else { continue };
         if trashed.contains(object) {

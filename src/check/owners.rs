@@ -1,6 +1,6 @@
 //! Whom damage belongs to: one more walk, over the paths that lead to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::Meter;
 use super::report::{Findings, Owner};
@@ -13,7 +13,7 @@ use crate::units::{BlockAddr, ObjectId};
 /// Places that something was found at, with the number of the finding.
 #[derive(Default)]
 pub(super) struct Suspects {
-    nodes: HashMap<BlockAddr, usize>,
+    nodes: BTreeMap<BlockAddr, usize>,
     /// First block of a run: its length and finding. Runs do not overlap.
     runs: BTreeMap<u64, (u64, usize)>,
 }
@@ -44,7 +44,7 @@ struct Search<'a, 'm> {
     findings: &'a mut Findings,
     meter: &'a mut Meter<'m>,
     /// Nodes looked at, and whether damage lies behind them.
-    seen: HashMap<BlockAddr, bool>,
+    seen: BTreeMap<BlockAddr, bool>,
 }
 
 /// Adds to every finding the objects and LBAs that lead to it. Maps on their way out are left aside.
@@ -55,7 +55,7 @@ pub(super) fn find(
     findings: &mut Findings,
     meter: &mut Meter<'_>,
 ) {
-    let mut search = Search { rest, suspects, findings, meter, seen: HashMap::new() };
+    let mut search = Search { rest, suspects, findings, meter, seen: BTreeMap::new() };
     for n in named {
         if let Named::Map { object, root } = n
             && search.tainted(root)

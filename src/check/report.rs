@@ -4,6 +4,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::{Corruption, Error};
+use crate::memory;
 
 /// Owners kept for one finding.
 const OWNERS: usize = 64;
@@ -134,7 +135,8 @@ impl Findings {
             return None;
         }
         self.total += 1;
-        if self.kept.len() >= self.limit {
+        // What there is no memory for is counted, as what is beyond the limit.
+        if self.kept.len() >= self.limit || memory::room(&mut self.kept, 1).is_err() {
             return None;
         }
         self.kept.push(Finding { kind, corruption, blocks, owners: Vec::new(), owners_total: 0 });

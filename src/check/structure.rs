@@ -7,9 +7,10 @@ use super::counts::Window;
 use super::owners::Suspects;
 use super::report::{FindingKind, Findings, located};
 use crate::commit::rest::{self, Named, Pairs, Rest};
-use crate::error::Corruption;
+use crate::error::{Corruption, Error, Result};
 use crate::extent::{END, Extents};
 use crate::format::{NodeRef, node_sum};
+use crate::memory;
 use crate::node::{Kind, Node};
 use crate::units::{BLOCK, BlockAddr};
 
@@ -54,6 +55,8 @@ pub(super) struct Walk<'a, 'm> {
     places: HashMap<u64, Place>,
     nodes: u64,
     pages: u64,
+    /// There was no memory to note something: the pass is worth nothing.
+    refused: Option<Error>,
 }
 
 /// What is left of a pass.
@@ -73,7 +76,18 @@ impl<'a, 'm> Walk<'a, 'm> {
         first: bool,
     ) -> Self {
         findings.quiet = !first;
-        Self { rest, window, findings, suspects, meter, first, places: HashMap::new(), nodes: 0, pages: 0 }
+        Self {
+            rest,
+            window,
+            findings,
+            suspects,
+            meter,
+            first,
+            places: HashMap::new(),
+            nodes: 0,
+            pages: 0,
+            refused: None,
+        }
     }
 
     /// Walks catalogue, maps, reclaim queue and chunk index. Returns what the catalogue names.
@@ -105,9 +119,12 @@ impl<'a, 'm> Walk<'a, 'm> {
         named
     }
 
-    pub(super) fn finish(self) -> Done {
+    pub(super) fn finish(self) -> Result<Done> {
         self.findings.quiet = false;
-        Done { window: self.window, nodes: self.nodes, pages: self.pages }
+        match self.refused {
+            Some(error) => Err(error),
+            None => Ok(Done { window: self.window, nodes: self.nodes, pages: self.pages }),
+        }
     }
 
     /// Counts one reference to a run of blocks. False when there is no such run.
@@ -135,9 +152,13 @@ impl<'a, 'm> Walk<'a, 'm> {
     }
 
     /// Claims a place for one owner; false when it was that owner's already.
-    fn claim(&mut self, at: BlockAddr, tag: u64, by: &'static str) -> Result<bool, ()> {
+    fn claim(&mut self, at: BlockAddr, tag: u64, by: &'static str) -> std::result::Result<bool, ()> {
         match self.places.get(&at.raw()) {
             None => {
+                if let Err(error) = memory::place(&mut self.places) {
+                    self.refused.get_or_insert(error);
+                    return Err(());
+                }
                 self.places.insert(at.raw(), Place { tag, below: Below::NOTHING });
                 Ok(true)
             }
@@ -272,7 +293,12 @@ impl<'a, 'm> Walk<'a, 'm> {
         }
         for (key, value) in &node.items {
             match rest::named(key, value) {
-                Ok(n) => named.extend(n),
+                Ok(Some(n)) => {
+                    if let Err(error) = memory::push(named, n) {
+                        self.refused.get_or_insert(error);
+                    }
+                }
+                Ok(None) => {}
                 Err(e) => {
                     self.findings.unknown = true;
                     let c = located(e, "catalogue record", r.a.raw());

@@ -1,6 +1,6 @@
 //! Checkpoints: the changed nodes of one instant, then a superblock pair.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +15,7 @@ use crate::extent::Extents;
 use crate::format::chunk::ChunkKind;
 use crate::format::superblock::{STATE_CLEAN, STATE_FAR, Superblock, Totals};
 use crate::format::{NodeHeader, NodeRef, node_sum};
+use crate::memory;
 use crate::node::{Kind, Link, Node, Store};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
@@ -22,12 +23,14 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 /// Nodes of one kind that a checkpoint has given places.
 pub(super) struct Placed<K: Kind> {
     homes: HashMap<*const Node<K>, NodeRef>,
+    /// Their first places.
+    fresh: BTreeSet<BlockAddr>,
     nodes: Vec<Arc<Node<K>>>,
 }
 
 impl<K: Kind> Placed<K> {
     fn none() -> Self {
-        Self { homes: HashMap::new(), nodes: Vec::new() }
+        Self { homes: HashMap::new(), fresh: BTreeSet::new(), nodes: Vec::new() }
     }
     pub(super) fn home(&self, link: &Link<K>) -> Option<NodeRef> {
         match link {
@@ -35,9 +38,9 @@ impl<K: Kind> Placed<K> {
             Link::Mem(n) => n.home().copied().or_else(|| self.homes.get(&Arc::as_ptr(n)).copied()),
         }
     }
-    /// Addresses that hold nothing yet: nobody may read them before the checkpoint has written them.
-    fn fresh(&self) -> HashSet<BlockAddr> {
-        self.homes.values().map(|home| home.a).collect()
+    /// Whether the place holds nothing yet: nobody may read it before the checkpoint has written it.
+    fn is_fresh(&self, at: BlockAddr) -> bool {
+        self.fresh.contains(&at)
     }
     /// The checkpoint is durable: nodes get their homes, and the cache may have them.
     fn settle(&self, store: &Store) {
@@ -62,20 +65,19 @@ struct News<K: Kind> {
 }
 
 impl<K: Kind> News<K> {
-    fn visit(&mut self, link: &Link<K>) {
-        let Link::Mem(node) = link else { return };
+    fn visit(&mut self, link: &Link<K>) -> Result<()> {
+        let Link::Mem(node) = link else { return Ok(()) };
         if node.home().is_some() {
-            return;
+            return Ok(());
         }
         if let Some(i) = self.seen.get(&Arc::as_ptr(node)) {
             self.nodes[*i].1 += 1;
-            return;
+            return Ok(());
         }
+        memory::place(&mut self.seen)?;
         self.seen.insert(Arc::as_ptr(node), self.nodes.len());
-        self.nodes.push((Arc::clone(node), 1));
-        for kid in &node.kids {
-            self.visit(&kid.link);
-        }
+        memory::push(&mut self.nodes, (Arc::clone(node), 1))?;
+        node.kids.iter().try_for_each(|kid| self.visit(&kid.link))
     }
 }
 
@@ -103,7 +105,7 @@ pub(super) fn settle_trees<K: Kind>(
         if let Some(new) = new {
             match new.home() {
                 Some(home) => bump(&mut deltas, &home, 1),
-                None => news.visit(new),
+                None => news.visit(new)?,
             }
         }
     }
@@ -114,13 +116,14 @@ pub(super) fn settle_trees<K: Kind>(
     let mut by_level: Vec<Vec<usize>> = vec![Vec::new(); 32];
     let mut copied: HashMap<BlockAddr, usize> = HashMap::new();
     for (i, (node, _)) in nodes.iter().enumerate() {
-        by_level[node.level as usize].push(i);
+        memory::push(&mut by_level[node.level as usize], i)?;
         if let Some(origin) = node.origin().filter(|o| o.level == node.level) {
+            memory::place(&mut copied)?;
             copied.entry(origin.a).or_insert(i);
         }
     }
     for level in (0..32).rev() {
-        let mut paired = HashSet::new();
+        let mut paired = BTreeSet::new();
         for (addr, (r, delta)) in std::mem::take(&mut deltas[level]) {
             if delta == 0 {
                 continue;
@@ -142,7 +145,7 @@ pub(super) fn settle_trees<K: Kind>(
                 }
                 None if K::DEFER_DROPS => {
                     ledger.add_node(&r, delta + 1)?;
-                    dropped.push(r);
+                    memory::push(dropped, r)?;
                 }
                 None => {
                     let old = store.fetch::<K>(&r)?;
@@ -156,8 +159,7 @@ pub(super) fn settle_trees<K: Kind>(
         }
     }
     // Children before parents: a parent holds its children's checksums.
-    let mut placed =
-        Placed { homes: HashMap::with_capacity(nodes.len()), nodes: Vec::with_capacity(nodes.len()) };
+    let mut placed = Placed::none();
     for (node, links) in by_level.iter().flatten().map(|i| &nodes[*i]) {
         let (a, b) = ledger.take_node(node.twin(), *links)?;
         let header = NodeHeader {
@@ -174,8 +176,10 @@ pub(super) fn settle_trees<K: Kind>(
         let encoded = node.encode(header, &|link| placed.home(link), &mut block);
         debug_assert!(encoded.is_some(), "children are placed before their parents");
         let home = NodeRef { a, b, sum: node_sum(&block[..]), level: node.level };
+        memory::place(&mut placed.homes)?;
         placed.homes.insert(Arc::as_ptr(node), home);
-        placed.nodes.push(Arc::clone(node));
+        placed.fresh.insert(a);
+        memory::push(&mut placed.nodes, Arc::clone(node))?;
         if let Some(b) = b {
             sink.put(b, block.clone())?;
         }
@@ -307,7 +311,7 @@ impl Engine {
         for (chunk, page) in self.space.frozen_chunks() {
             ledger.checksums_changed(chunk, page)?;
         }
-        let mut roots = Vec::with_capacity(frozen.roots.len());
+        let mut roots = memory::with_room(frozen.roots.len())?;
         for (object, map) in &frozen.roots {
             let key = object_key(TABLE_ROOTS, object.id);
             let old = catalogue::get(&frozen.catalogue, &self.store, &key)?;
@@ -321,11 +325,12 @@ impl Engine {
         for ((object, map), (old, _)) in frozen.roots.iter().zip(&roots) {
             let new = map.root.as_ref().and_then(|link| maps.home(link));
             if new != *old {
-                edits.push((object_key(TABLE_ROOTS, object.id), new.map(|r| catalogue::root_value(&r))));
+                let value = new.map(|r| catalogue::root_value(&r));
+                memory::push(&mut edits, (object_key(TABLE_ROOTS, object.id), value))?;
             }
         }
         self.apply_edits(&mut tree, &edits)?;
-        let reclaimed = self.reclaim(&mut ledger, &mut tree, &mut edits, dropped, &maps.fresh())?;
+        let reclaimed = self.reclaim(&mut ledger, &mut tree, &mut edits, dropped, &|at| maps.is_fresh(at))?;
         let old_catalogue = { *self.durable_catalogue.lock() };
         let mut none = Vec::new();
         let pairs = settle_trees::<Pairs>(
@@ -336,7 +341,7 @@ impl Engine {
             &mut sink,
             &mut none,
         )?;
-        let punch = if self.config.host_discard { ledger.freed_runs() } else { Vec::new() };
+        let punch = if self.config.host_discard { ledger.freed_runs()? } else { Vec::new() };
         let closing = ledger.close(generation, &mut sink)?;
         sink.finish()?;
         Ok(Built {

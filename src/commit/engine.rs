@@ -1,6 +1,6 @@
 //! The engine: what all parts of a running pool share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -56,7 +56,7 @@ pub(crate) struct Engine {
     pub(super) pins: Pins,
     pub(super) buffers: Buffers,
     pub(super) hot: Hot,
-    pub(super) objects: Mutex<HashMap<ObjectId, Arc<Object>>>,
+    pub(super) objects: Mutex<BTreeMap<ObjectId, Arc<Object>>>,
     /// Objects with changes that no record has.
     pub(super) dirty: Mutex<Vec<Arc<Object>>>,
     /// Objects whose root differs from the one of the last freeze.
@@ -80,7 +80,7 @@ pub(crate) struct Engine {
     pub(super) poisoned: Arc<AtomicBool>,
     pub(super) closed: AtomicBool,
     pub(super) read_only: AtomicBool,
-    pub(super) trash: Mutex<HashMap<ObjectId, TrashState>>,
+    pub(super) trash: Mutex<BTreeMap<ObjectId, TrashState>>,
     pub(super) trash_moved: Condvar,
     pub(super) counters: Counters,
     pub(super) wake: Wake,

@@ -14,6 +14,7 @@ use crate::extent::{self, Behind, Extents, Found};
 use crate::format::block_crc;
 use crate::format::node::Extent;
 use crate::format::record::{Change, ChangeKind};
+use crate::memory;
 use crate::node::{Cx, Held, Miss};
 use crate::sync::RwLockReadGuard;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, MAX_RUN_BLOCKS};
@@ -337,7 +338,7 @@ impl Engine {
             let missed = {
                 let mut map = object.map.write();
                 let map = &mut *map;
-                map.room()?;
+                self.room(map)?;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
                 let tried = match only_if {
                     Some(was) => extent::exchange(&mut map.tree, &cx, &self.space.geometry, fill, was),
@@ -355,6 +356,16 @@ impl Engine {
             };
             held.add(missed.a, self.store.fetch::<Extents>(&missed)?);
         }
+    }
+
+    /// Room to note one more change, before the map is changed.
+    #[inline]
+    fn room(&self, map: &mut super::object::ObjectMap) -> Result<()> {
+        if map.pending.is_empty() {
+            // Others may push before this one does.
+            memory::room(&mut self.dirty.lock(), 64)?;
+        }
+        map.room()
     }
 
     pub(super) fn note(
@@ -460,7 +471,7 @@ impl Engine {
             let missed = {
                 let mut map = object.map.write();
                 let map = &mut *map;
-                map.room()?;
+                self.room(map)?;
                 let cx = Cx { store: &self.store, held: &held, dirtied: &self.dirtied };
                 // No holes where something lies below (B1).
                 let zero = zero || from < object.below.blocks();

@@ -155,7 +155,7 @@ impl Engine {
             {
                 return Ok(());
             }
-            match self.commit(&mut log, 0, Vec::new(), true, None) {
+            match self.commit(&mut log, 0, &[], true, None) {
                 Ok(()) => return Ok(()),
                 Err(Halt::Failed(e)) => return Err(e),
                 Err(Halt::LogFull) => drop(log),
@@ -172,7 +172,7 @@ impl Engine {
             if self.pending_bytes.load(Ordering::Relaxed) < self.pending_cap() / 2 {
                 return Ok(());
             }
-            match self.commit(&mut log, 0, Vec::new(), false, None) {
+            match self.commit(&mut log, 0, &[], false, None) {
                 Ok(()) => return Ok(()),
                 Err(Halt::Failed(e)) => return Err(e),
                 Err(Halt::LogFull) => drop(log),
@@ -186,7 +186,7 @@ impl Engine {
         &self,
         log: &mut Log,
         flags: u32,
-        steps: Vec<Step>,
+        steps: &[Step],
         sync: bool,
         freeze: Option<&mut Option<Frozen>>,
     ) -> Result<(), Halt> {
@@ -212,10 +212,21 @@ impl Engine {
         let cut = self.cuts.load(Ordering::SeqCst);
         let unsynced = self.buffers.unsynced.load(Ordering::SeqCst);
         let snapshot_epoch;
-        let mut undo = Vec::new();
+        // Of each map that a step gives another root.
+        let mut undo = memory::with_room(steps.len())?;
         let mut groups = std::mem::take(&mut log.backlog);
         {
             let _gate = self.gate.write();
+            // What the cut needs is had before it, so that a refusal leaves everything where it was.
+            let dirty = { self.dirty.lock().len() };
+            let changed = if freezing { self.changed.lock().len() } else { 0 };
+            let roots = match memory::room(&mut groups, dirty).and_then(|()| memory::with_room(changed)) {
+                Ok(roots) => roots,
+                Err(e) => {
+                    log.backlog = groups;
+                    return Err(e.into());
+                }
+            };
             self.buffers.seal();
             snapshot_epoch = self.epoch();
             for object in std::mem::take(&mut *self.dirty.lock()) {
@@ -225,7 +236,7 @@ impl Engine {
                 }
             }
             self.pending_bytes.store(0, Ordering::SeqCst);
-            for step in &steps {
+            for step in steps {
                 // Only changes of maps: they belong to this instant. The catalogue follows when it is durable.
                 if let Step::CopyMap(to, _) | Step::ClearMap(to) = step {
                     let object = self.object(*to).map_err(|e| self.poison(e))?;
@@ -235,7 +246,7 @@ impl Engine {
                 self.apply_map_step(step).map_err(|e| self.poison(e))?;
             }
             if let Some(slot) = freeze {
-                *slot = Some(self.take_frozen());
+                *slot = Some(self.take_frozen(roots));
             }
         }
         let has_steps = !steps.is_empty();
@@ -248,7 +259,7 @@ impl Engine {
                 log.unlogged = std::mem::take(&mut groups);
             }
         }
-        let written = self.write_commit(log, flags, snapshot_epoch, &groups, &steps, sync, freezing);
+        let written = self.write_commit(log, flags, snapshot_epoch, &groups, steps, sync, freezing);
         match written {
             Ok(()) => {}
             Err(e) if has_steps || self.poisoned.load(Ordering::SeqCst) => {
@@ -269,7 +280,7 @@ impl Engine {
             self.buffers.unsynced.fetch_sub(unsynced, Ordering::SeqCst);
         }
         // Records are seen when they are durable, not before.
-        for step in &steps {
+        for step in steps {
             self.apply_catalogue_step(step).map_err(|e| self.poison(e))?;
         }
         Ok(())
@@ -291,18 +302,15 @@ impl Engine {
     }
 
     /// Everything that a checkpoint describes, at this instant. The caller holds the gate.
-    fn take_frozen(&self) -> Frozen {
+    fn take_frozen(&self, mut roots: Vec<(Arc<Object>, Map)>) -> Frozen {
         let changed = std::mem::take(&mut *self.changed.lock());
-        let roots = changed
-            .into_values()
-            .map(|object| {
-                let mut map = object.map.write();
-                map.changed = false;
-                let tree = map.tree.clone();
-                drop(map);
-                (object, tree)
-            })
-            .collect();
+        roots.extend(changed.into_values().map(|object| {
+            let mut map = object.map.write();
+            map.changed = false;
+            let tree = map.tree.clone();
+            drop(map);
+            (object, tree)
+        }));
         self.buffers.give_back(&self.space);
         self.space.freeze();
         let dirtied = self.dirtied.swap(0, Ordering::Relaxed);
@@ -351,22 +359,20 @@ impl Engine {
         } else if blocks > 0 || freezing {
             self.buffers.write_sealed(&*self.device)?;
         }
-        let groups: Result<Vec<Group>> = groups
-            .iter()
-            .map(|(object, changes)| {
-                let data = || changes.iter().filter(|c| c.kind == ChangeKind::Data);
-                let mut crcs = memory::with_room(data().map(|c| c.len as usize).sum())?;
-                for c in data() {
-                    self.checksums_of(c.block, c.len, &mut crcs)?;
-                }
-                Ok(Group { object: *object, changes: memory::copied(changes)?, crcs })
-            })
-            .collect();
+        let mut described = memory::with_room(groups.len())?;
+        for (object, changes) in groups {
+            let data = || changes.iter().filter(|c| c.kind == ChangeKind::Data);
+            let mut crcs = memory::with_room(data().map(|c| c.len as usize).sum())?;
+            for c in data() {
+                self.checksums_of(c.block, c.len, &mut crcs)?;
+            }
+            described.push(Group { object: *object, changes: memory::copied(changes)?, crcs });
+        }
         let record = Record {
             flags,
             snapshot_epoch,
-            groups: groups?,
-            steps: steps.to_vec(),
+            groups: described,
+            steps: memory::copied(steps)?,
             inline,
             ..Record::default()
         };
@@ -457,7 +463,7 @@ impl Engine {
         let mut log = self.log.lock();
         let mut slot = None;
         if record {
-            match self.commit(&mut log, 0, Vec::new(), false, Some(&mut slot)) {
+            match self.commit(&mut log, 0, &[], false, Some(&mut slot)) {
                 Ok(()) => {}
                 Err(Halt::Failed(e)) => {
                     if let Some(frozen) = slot {
@@ -476,7 +482,8 @@ impl Engine {
         } else {
             self.buffers.seal();
             self.buffers.write_sealed(&*self.device)?;
-            slot = Some(self.take_frozen());
+            let roots = memory::with_room(self.changed.lock().len())?;
+            slot = Some(self.take_frozen(roots));
         }
         let Some(mut frozen) = slot else { return Err(Error::Poisoned) };
         frozen.log_at = log.at;

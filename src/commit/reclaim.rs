@@ -5,7 +5,7 @@
 //! and it goes when they have. So every checkpoint leaves counts and queue consistent, and a crash resumes
 //! where the last checkpoint stood.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::catalogue::{
@@ -19,6 +19,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::extent::Extents;
 use crate::format::NodeRef;
 use crate::format::chunk::ChunkKind;
+use crate::memory;
 use crate::node::{Kind, Link, Store};
 use crate::units::{BLOCK_BYTES, BlockAddr, ObjectId};
 
@@ -61,8 +62,7 @@ struct Queue<'a> {
 impl Queue<'_> {
     fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<()> {
         catalogue::set(self.tree, self.store, self.dummy, &key, value.as_deref())?;
-        self.edits.push((key, value));
-        Ok(())
+        memory::push(self.edits, (key, value))
     }
 }
 
@@ -74,7 +74,7 @@ impl Engine {
         tree: &mut Catalogue,
         edits: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>,
         dropped: Vec<NodeRef>,
-        fresh: &HashSet<BlockAddr>,
+        fresh: &dyn Fn(BlockAddr) -> bool,
     ) -> Result<Reclaimed> {
         let mut out = Reclaimed::default();
         let mut q = Queue { store: &self.store, tree, edits, dummy: &self.counters.checkpoint_nodes };
@@ -91,7 +91,7 @@ impl Engine {
         {
             let (number, in_queue) = catalogue::parse_trash(&value)?;
             if let Some(id) = object_of(&key).filter(|_| !in_queue) {
-                waiting.push((number, id));
+                memory::push(&mut waiting, (number, id))?;
             }
             at = key;
             at.push(0);
@@ -129,7 +129,7 @@ impl Engine {
                 );
             };
             let before = stack_of(q.tree, q.store, number, id)?;
-            if before.is_empty() || before.iter().any(|(r, _)| fresh.contains(&r.a)) {
+            if before.is_empty() || before.iter().any(|(r, _)| fresh(r.a)) {
                 // Its nodes are on the medium when the next checkpoint comes; the order is kept.
                 break;
             }

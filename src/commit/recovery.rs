@@ -26,6 +26,9 @@ const ARRIVED_BLOCKS: usize = 256;
 /// Blocks of log read at once while looking for stray records.
 const SCAN_BLOCKS: u64 = 256;
 
+/// Blocks of log in which a clean pool is asked for records that are newer than its superblock.
+const FIRST_BLOCKS: u64 = 16;
+
 /// The superblocks of a device: the newest, and whether both its copies are sound.
 struct Slots {
     newest: Superblock,
@@ -109,10 +112,11 @@ impl Engine {
         let chunks = room(len).min(room(sb.limit_bytes)).max(sb.chunks);
         let engine = Self::assemble(device, config, sb.clone(), chunks, read_only)?;
         if clean {
-            if !slots.both {
-                // The other generation is gone from both its slots. If it was the newer one, the log says so.
-                engine.refuse_if_newer(&sb)?;
-            }
+            // When the other generation is gone from both its slots, it may have been the newer one, and anything in
+            // the log may say so. Where it is there, only a device that lied about two syncs in a row can have lost a
+            // newer one, which [`begin_epoch`](Self::begin_epoch) has written: then its first records say so.
+            let ring = engine.space.geometry.log_blocks;
+            engine.refuse_if_newer(&sb, if slots.both { FIRST_BLOCKS.min(ring) } else { ring })?;
             if !read_only {
                 engine.begin_epoch(&sb)?;
             }
@@ -165,17 +169,35 @@ impl Engine {
 
     /// A clean superblock needs no log. But if a sound record of this pool belongs to a later generation, that
     /// superblock is not the newest there was.
-    fn refuse_if_newer(&self, sb: &Superblock) -> Result<()> {
+    /// Looks at so many blocks of the log, from where the next record goes on.
+    fn refuse_if_newer(&self, sb: &Superblock, blocks: u64) -> Result<()> {
         let ring = self.space.geometry.log_blocks;
         let mut budget = 4 * ring;
-        for at in 0..ring {
-            if let Ok(Some((record, ..))) = self.record_at(at, &mut budget, |h| h.blocks <= ring / 2)
-                && record.generation > sb.generation
-            {
-                let place = self.space.geometry.log_start_block + at;
-                return Err(
-                    Corruption::new("log", place, "generation", record.generation, sb.generation).into()
-                );
+        let mut done = 0;
+        while done < blocks {
+            let from = (sb.log_at + done) % ring;
+            let piece = (blocks - done).min(SCAN_BLOCKS).min(ring - from);
+            done += piece;
+            // What cannot be read says nothing.
+            let Ok(bytes) = self.read_ring(from, piece) else { continue };
+            for (at, block) in (from..).zip(bytes.chunks_exact(BLOCK)) {
+                let fits = |h: &RecordHead| h.blocks <= ring / 2;
+                if !Record::peek(block, &self.store.uuid).is_some_and(|head| fits(&head)) {
+                    continue;
+                }
+                if let Ok(Some((record, ..))) = self.record_at(at, &mut budget, fits)
+                    && record.generation > sb.generation
+                {
+                    let place = self.space.geometry.log_start_block + at;
+                    return Err(Corruption::new(
+                        "log",
+                        place,
+                        "generation",
+                        record.generation,
+                        sb.generation,
+                    )
+                    .into());
+                }
             }
         }
         Ok(())
@@ -285,8 +307,8 @@ impl Engine {
             tail.used += 2 * blocks;
             tail.sequence += 1;
             tail.predecessor = sum;
-            tail.records.push(record);
-            ends.push((tail.at, tail.used, tail.sequence, tail.predecessor));
+            memory::push(&mut tail.records, record)?;
+            memory::push(&mut ends, (tail.at, tail.used, tail.sequence, tail.predecessor))?;
         }
         // What any record of this epoch claims, even one that the chain does not reach.
         let claims = self.scan_claims(sb)?;
@@ -300,7 +322,9 @@ impl Engine {
         }
         for r in &tail.records {
             let data = r.groups.iter().flat_map(|g| &g.changes).filter(|c| c.kind == ChangeKind::Data);
-            tail.named.extend(data.map(|c| (c.block, c.len)));
+            for c in data {
+                memory::push(&mut tail.named, (c.block, c.len))?;
+            }
         }
         // Records that nobody claims durable count only as far as their data is on the medium (P2).
         let first = sb.log_sequence;
@@ -312,8 +336,6 @@ impl Engine {
                 break;
             }
         }
-        let all = std::mem::take(&mut tail.records);
-        tail.records = all;
         tail.records.truncate(keep);
         let end = match keep {
             0 => (sb.log_at % ring, 0, sb.log_sequence, sb.log_predecessor),

@@ -12,6 +12,7 @@ use crate::alloc::GROWTH_QUARTERS;
 use crate::error::{Corruption, Error, Limited, Result};
 use crate::extent::Map;
 use crate::format::record::{MAX_STEPS, Step};
+use crate::memory;
 use crate::trace::event;
 use crate::units::{BLOCK_BYTES, ObjectId};
 
@@ -21,6 +22,8 @@ pub(crate) struct Txn<'e> {
     staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     steps: Vec<Step>,
     trashed: Vec<ObjectId>,
+    /// Something that was staged found no memory: there is no transaction then.
+    refused: Option<Error>,
     /// Bytes by which the catalogue grows.
     grows: i64,
 }
@@ -41,8 +44,10 @@ impl Txn<'_> {
         reverse: bool,
         each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<()> {
-        let mut staged: Vec<(&Vec<u8>, &Option<Vec<u8>>)> =
-            self.staged.range(from.to_vec()..to.to_vec()).collect();
+        let mut staged = Vec::new();
+        for pair in self.staged.range(from.to_vec()..to.to_vec()) {
+            memory::push(&mut staged, pair)?;
+        }
         if reverse {
             staged.reverse();
         }
@@ -81,13 +86,13 @@ impl Txn<'_> {
         if key.first() != Some(&TABLE_TRASH) {
             self.grows += pair_bytes(&key, &value) - self.bytes_of(&key);
         }
-        self.steps.push(Step::Put(key.clone(), value.clone()));
+        self.step(Step::Put(key.clone(), value.clone()));
         self.staged.insert(key, Some(value));
     }
 
     pub(crate) fn delete(&mut self, key: Vec<u8>) {
         self.grows -= self.bytes_of(&key);
-        self.steps.push(Step::Delete(key.clone()));
+        self.step(Step::Delete(key.clone()));
         self.staged.insert(key, None);
     }
 
@@ -96,16 +101,22 @@ impl Txn<'_> {
         self.get(key).ok().flatten().map_or(0, |value| pair_bytes(key, &value))
     }
 
+    fn step(&mut self, step: Step) {
+        let kept = memory::push(&mut self.steps, step);
+        self.refused = self.refused.take().or(kept.err());
+    }
+
     /// Shares the map of `from` with `to`, in constant time.
     pub(crate) fn copy_map(&mut self, to: ObjectId, from: ObjectId) {
-        self.steps.push(Step::CopyMap(to, from));
+        self.step(Step::CopyMap(to, from));
     }
 
     /// Queues the map of `id` for reclaim. The object must not be used any more.
     pub(crate) fn trash(&mut self, id: ObjectId) {
         let number = self.engine.next_number();
         self.put(object_key(TABLE_TRASH, id), catalogue::trash_value(number, false));
-        self.trashed.push(id);
+        let kept = memory::push(&mut self.trashed, id);
+        self.refused = self.refused.take().or(kept.err());
     }
 
     /// Queues the present map of `id` for reclaim; `id` is about to get another.
@@ -118,7 +129,7 @@ impl Txn<'_> {
 
     /// Advances the snapshot epoch: what is written from here on is younger than any snapshot of now.
     pub(crate) fn next_epoch(&mut self) {
-        self.steps.push(Step::NextEpoch);
+        self.step(Step::NextEpoch);
     }
 }
 
@@ -139,10 +150,19 @@ impl Engine {
             let _: Result<()> = self.checkpoint_when(|e| e.dirty_pages() >= e.space.dirty_limit);
             self.writable()?;
         }
-        let mut txn =
-            Txn { engine: self, staged: BTreeMap::new(), steps: Vec::new(), trashed: Vec::new(), grows: 0 };
+        let mut txn = Txn {
+            engine: self,
+            staged: BTreeMap::new(),
+            steps: Vec::new(),
+            trashed: Vec::new(),
+            refused: None,
+            grows: 0,
+        };
         let value = build(&mut txn)?;
-        let Txn { steps, trashed, grows, .. } = txn;
+        let Txn { steps, trashed, grows, refused, .. } = txn;
+        if let Some(error) = refused {
+            return Err(error);
+        }
         let bytes: u64 = steps.iter().map(step_bytes).sum();
         let limit = self.steps_limit();
         if bytes > limit {
@@ -165,7 +185,7 @@ impl Engine {
         loop {
             let mut log = self.log.lock();
             self.writable()?;
-            match self.commit(&mut log, 0, steps.clone(), true, None) {
+            match self.commit(&mut log, 0, &steps, true, None) {
                 Ok(()) => break,
                 Err(Halt::Failed(e)) => return Err(e),
                 Err(Halt::LogFull) => drop(log),

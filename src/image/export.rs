@@ -10,6 +10,7 @@ use super::qcow2_writer::Qcow2Writer;
 use super::{ImageProgress, PIECE_BYTES, is_zero};
 use crate::error::{Corruption, Error, Result, Violation};
 use crate::format::block_crc;
+use crate::memory;
 use crate::pool::{Diff, ExtentKind, Fingerprint, Point, Pool};
 use crate::units::{BLOCK, BLOCK_BYTES};
 
@@ -183,7 +184,7 @@ impl Export<'_> {
     }
 
     fn write(&mut self, lba: u64, blocks: u64) -> Result<()> {
-        let mut data = vec![0; blocks as usize * BLOCK];
+        let mut data = memory::filled(0, blocks as usize * BLOCK)?;
         self.frozen.read(lba, &mut data)?;
         let zero: Vec<bool> = data.chunks_exact(BLOCK).map(is_zero).collect();
         let mut from = 0;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{ImageProgress, ImageSource, PIECE_BYTES, failed, is_zero, refused};
 use crate::error::{Corruption, Error, Result, Violation};
 use crate::format::block_crc;
+use crate::memory;
 use crate::pool::{Fingerprint, Fingerprinter, Importing, Pool, Volume, VolumeSpec};
 use crate::units::{BLOCK, BLOCK_BYTES, MAX_VOLUME_BYTES};
 
@@ -102,7 +103,7 @@ impl Import<'_> {
             while at < end {
                 let n = (end - at).min(PIECE_BYTES);
                 buffer.clear();
-                buffer.resize(n as usize, 0);
+                memory::resize(&mut buffer, n as usize, 0)?;
                 // The last block of an image may be cut short; the rest of it stays zero.
                 let there = n.min(self.image_bytes - at);
                 let part = &mut buffer[..there as usize];

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 
 use super::export::Sink;
 use crate::error::{Error, Result, Violation};
+use crate::memory;
 use crate::units::{BLOCK, BLOCK_BYTES};
 
 const CLUSTER_BITS: u32 = 16;
@@ -49,7 +50,7 @@ impl Qcow2Writer {
             return Err(Error::invalid("format", Violation::Size, why));
         }
         let used = 1 + l1_entries.div_ceil(ENTRIES);
-        let l1 = vec![0; l1_entries as usize];
+        let l1 = memory::filled(0, l1_entries as usize)?;
         Ok(Self { size_bytes, l1, l2: None, cluster: None, used })
     }
 

@@ -4,7 +4,7 @@
 //! object looks at the places inside its transaction and keeps newcomers out until it is over. Either the
 //! operation sees the place, or the newcomer sees the mark or a record that is gone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::sync::Mutex;
@@ -24,7 +24,7 @@ struct Places {
     taken: u64,
     /// Numbers the places.
     entered: u64,
-    objects: HashMap<ObjectId, Entry>,
+    objects: BTreeMap<ObjectId, Entry>,
 }
 
 #[derive(Default)]

@@ -29,6 +29,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::commit::{Lower, Object};
 use crate::error::{Corruption, Error, Result, StateRule, Violation};
 use crate::image::{ImageSource, is_zero};
+use crate::memory;
 use crate::units::{BLOCK, BLOCK_BYTES, MAX_VOLUME_BYTES, VolumeId};
 
 use super::batch::Batch;
@@ -449,7 +450,7 @@ impl Work {
                 lba = zero_to;
             } else {
                 let blocks = (hole_end - from).min(PIECE_BYTES / BLOCK_BYTES);
-                piece.resize(blocks as usize * BLOCK, 0);
+                memory::resize(&mut piece, blocks as usize * BLOCK, 0)?;
                 self.base.read(&mut piece, from * BLOCK_BYTES)?;
                 self.store(from, &piece)?;
                 lba = from + blocks;

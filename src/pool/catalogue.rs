@@ -37,6 +37,7 @@ use uuid::Uuid;
 
 use crate::commit::{Engine, TABLE_TRASH, Txn};
 use crate::error::{Corruption, Error, Result};
+use crate::memory;
 use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
 
 use super::aliases::{Alias, AliasOf};
@@ -274,7 +275,7 @@ impl Index {
             if ids.is_empty() {
                 return Ok(all);
             }
-            all.extend(ids);
+            memory::extend(&mut all, ids.into_iter())?;
         }
     }
 }

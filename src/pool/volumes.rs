@@ -1,6 +1,7 @@
 //! What can be done with volumes, and when.
 
 use crate::error::{Error, Result, StateRule, Violation};
+use crate::memory;
 use crate::units::{ObjectId, SnapshotId, VolumeId};
 
 use super::aliases::AliasOf;
@@ -374,6 +375,12 @@ impl Batch<'_> {
                 return Err(busy_snapshot(*snapshot, "it is attached"));
             }
         }
+        // What is told at the end is made before anything is done.
+        let mut ids: Vec<ObjectId> = memory::with_room(1 + doomed.len())?;
+        ids.push(id.object());
+        ids.extend(doomed.iter().map(|(snapshot, _)| snapshot.object()));
+        let mut snapshots = memory::with_room(doomed.len())?;
+        snapshots.extend(doomed.iter().map(|(snapshot, _)| *snapshot));
         self.drop_base(id)?;
         self.stage(|stage| {
             for (snapshot, record) in &doomed {
@@ -383,12 +390,9 @@ impl Batch<'_> {
             catalogue::set_finished(stage, id.object());
             catalogue::remove_volume(stage, id, &record)
         })?;
-        let mut ids: Vec<ObjectId> = vec![id.object()];
-        ids.extend(doomed.iter().map(|(snapshot, _)| snapshot.object()));
         for id in &ids {
             self.trash(*id);
         }
-        let snapshots = doomed.into_iter().map(|(snapshot, _)| snapshot).collect();
         Ok(Deletion::new(self.inner, Some(id), snapshots, ids))
     }
 }
@@ -524,7 +528,7 @@ fn doomed_snapshots(
                 if record.held {
                     return Err(busy_snapshot(snapshot, "it is held"));
                 }
-                doomed.push((snapshot, record));
+                memory::push(&mut doomed, (snapshot, record))?;
             }
             Ok(doomed)
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::wire::{HEAD, Header, Kind, RECORD, RECORD_BLOCKS, Record};
 use crate::error::{Error, Result};
 use crate::format::block_crc;
+use crate::memory;
 use crate::pool::{Arrival, Landing, Pool, Snapshot, Target};
 use crate::units::{BLOCK, BLOCK_BYTES, SnapshotId, VolumeId};
 
@@ -247,7 +248,7 @@ impl<R: Read> Receive<'_, R> {
             };
             match record.kind {
                 Kind::Data => {
-                    data.resize(record.blocks as usize * BLOCK, 0);
+                    memory::resize(&mut data, record.blocks as usize * BLOCK, 0)?;
                     self.input.fill(&mut data)?;
                     self.check_blocks(record.lba, &sums, &data)?;
                     self.arrival.write(record.lba, &data)?;

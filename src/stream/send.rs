@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::wire::{Header, Kind, RECORD_BLOCKS, Record};
 use super::{Identity, Origin};
 use crate::error::{Error, Result, Violation};
+use crate::memory;
 use crate::pool::{Change, Diff, ExtentKind, Pool, ResumePoint};
 use crate::units::{BLOCK, BLOCK_BYTES, SnapshotId};
 
@@ -234,7 +235,7 @@ impl SendStream {
         if kind == Kind::Data {
             // The data goes behind its checksums, which are known only once it has been read.
             let data_at = super::wire::RECORD + record.sums_bytes();
-            self.buffer.resize(data_at + blocks as usize * BLOCK, 0);
+            memory::resize(&mut self.buffer, data_at + blocks as usize * BLOCK, 0)?;
             let (head, data) = self.buffer.split_at_mut(data_at);
             self.diff.read(lba, data)?;
             self.diff.sums(lba, blocks, &mut self.sums)?;

@@ -1,10 +1,14 @@
-//! What the tests of the CBS and UCloud dialects share: a store that is asked by requests, and what it shows.
+//! What the tests and fuzz targets of the dialects share: a store that is asked by requests, what it shows, and
+//! requests out of arbitrary bytes.
 //!
 //! Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod cbs;
+pub(crate) mod evs;
 pub(crate) mod fault;
 pub(crate) mod random;
+pub(crate) mod ucloud;
 
 use std::sync::Arc;
 
@@ -13,7 +17,8 @@ use serde_json::Value;
 use snapvol::dialect::{self, Config};
 use snapvol::{
     AttachOptions, Background, BackupQuery, CreateOptions, ImageQuery, Pool, SequentialIds, SnapshotId,
-    SnapshotJob, SnapshotQuery, SnapshotStatus, StepClock, Volume, VolumeId, VolumeQuery, VolumeSpec,
+    SnapshotJob, SnapshotQuery, SnapshotSpec, SnapshotStatus, StepClock, Volume, VolumeId, VolumeQuery,
+    VolumeSpec,
 };
 
 pub(crate) const GIB: u64 = 1 << 30;
@@ -42,6 +47,15 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn new() -> Self {
         Self { pool: Pool::create_in_memory(options()).unwrap(), config: Config::new() }
+    }
+
+    /// Of nobody and of the projects `p` and `q`, with a snapshot each.
+    pub(crate) fn with_three_disks() -> Self {
+        let store = Self::new();
+        for volume in [store.disk(1), store.disk_of("p"), store.disk_of("q")] {
+            store.pool.create_snapshot(volume.id, SnapshotSpec::new().name("s").force(true)).unwrap();
+        }
+        store
     }
 
     pub(crate) fn disk(&self, gib: u64) -> Volume {
@@ -132,6 +146,13 @@ impl Store {
         }
         self.pool.reset_snapshot_status(id, S::Available).unwrap();
         Some(self.pool.begin_snapshot_job(id, status).unwrap())
+    }
+
+    /// All that the listings of one project show.
+    pub(crate) fn face_of(&self, project: &str) -> String {
+        let volumes = self.pool.list_volumes(&VolumeQuery::new().project(project)).unwrap().items;
+        let snapshots = self.pool.list_snapshots(&SnapshotQuery::new().project(project)).unwrap().items;
+        format!("{volumes:?}{snapshots:?}")
     }
 
     pub(crate) fn write(&self, id: VolumeId, byte: u8) {

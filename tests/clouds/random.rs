@@ -1,7 +1,7 @@
 //! A request out of arbitrary bytes: mostly of the right shape, so that the bytes reach the rules, and at times of
 //! any shape at all.
 
-use http::{Method, Request};
+use http::{Method, Request, header};
 use serde_json::{Value, json};
 use snapvol::{SnapshotQuery, VolumeQuery};
 
@@ -10,7 +10,10 @@ use super::Store;
 /// How the requests of one dialect look.
 pub(crate) struct Shape {
     pub(crate) path: &'static str,
-    pub(crate) actions: &'static [&'static str],
+    /// Each with the keys without which it is refused.
+    pub(crate) actions: &'static [(&'static str, &'static [&'static str])],
+    /// The key by which a caller says that it sees one project alone, and some values of it.
+    pub(crate) project: (&'static str, &'static [&'static str]),
     pub(crate) keys: &'static [&'static str],
     pub(crate) values: &'static [&'static str],
 }
@@ -64,7 +67,15 @@ pub(crate) fn request(store: &Store, shape: &Shape, bytes: &[u8]) -> Option<Requ
     let ids = ids(store);
     let mut pairs: Vec<(String, Vec<u8>)> = Vec::new();
     if bytes.next() % 16 != 0 {
-        pairs.push(("Action".into(), bytes.pick(shape.actions).as_bytes().to_vec()));
+        let (action, needs) = bytes.pick(shape.actions);
+        pairs.push(("Action".into(), action.as_bytes().to_vec()));
+        if bytes.next() % 4 != 0 {
+            pairs.extend(needs.iter().map(|key| ((*key).to_owned(), bytes.pick(&ids).as_bytes().to_vec())));
+        }
+        if bytes.next() % 3 == 0 {
+            let (key, values) = shape.project;
+            pairs.push((key.to_owned(), bytes.pick(values).as_bytes().to_vec()));
+        }
     }
     for _ in 0..bytes.next() % 7 {
         let key = match bytes.next() % 16 {
@@ -128,4 +139,18 @@ pub(crate) fn request(store: &Store, shape: &Shape, bytes: &[u8]) -> Option<Requ
         request = request.header("content-type", kind);
     }
     request.body(body).ok()
+}
+
+/// Whether the request says this of the key, in its query, its form or its JSON object.
+pub(crate) fn says(request: &Request<Vec<u8>>, key: &str, value: &str) -> bool {
+    let pair = format!("{key}={value}");
+    let form = |text: &[u8]| text.split(|byte| *byte == b'&').any(|said| said == pair.as_bytes());
+    let kind = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+    let body = request.body();
+    form(request.uri().query().unwrap_or("").as_bytes())
+        || *request.method() == Method::POST
+            && match kind {
+                b"" | b"application/x-www-form-urlencoded" => form(body),
+                _ => serde_json::from_slice::<Value>(body).is_ok_and(|object| object[key] == value),
+            }
 }

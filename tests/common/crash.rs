@@ -9,11 +9,12 @@
 //! the lost flush could have written, an older state must not pass for the newest.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use snapvol::device::sim::{self, CrashPoint, CrashState, Depth, Fate, History, Recording, SimDevice};
+use snapvol::device::sim::{self, CrashPoint, CrashState, Depth, Fate, History, Recording, SimDevice, Step};
 use snapvol::{CheckOptions, Error, Pool};
 
 use super::model::Model;
@@ -63,6 +64,27 @@ pub(crate) struct Count {
 
 fn one(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// For people.
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        writeln!(
+            f,
+            "{:>12} media after one loss of power, {} of them torn",
+            get(&self.states),
+            get(&self.torn)
+        )?;
+        writeln!(f, "{:>12} media after a second one, during recovery", get(&self.second_cuts))?;
+        writeln!(f, "{:>12} media from which the workload went on", get(&self.continued))?;
+        writeln!(f, "{:>12} media that showed less than they could have", get(&self.rolled_back))?;
+        writeln!(f, "{:>12} losses of a lying device reported", get(&self.reported))?;
+        writeln!(f, "{:>12} that left nothing to tell of them", get(&self.unnoticeable))?;
+        let kinds = self.kinds.lock().unwrap();
+        write!(f, "{:>12} operations:", kinds.values().sum::<u64>())?;
+        kinds.iter().try_for_each(|(kind, times)| write!(f, " {kind} {times}"))
+    }
 }
 
 impl Count {
@@ -213,7 +235,7 @@ impl Run {
             one(&count.rolled_back);
         }
         if found < promised && digest != states[promised].state.digest {
-            let later = self.survivors_of_later_commits(crash);
+            let later = self.survivors_of_later_commits(crash, found);
             assert!(
                 later.is_empty(),
                 "{}\nshows {found}, {promised} was promised, and later commits have survived ({later:?}): the \
@@ -249,23 +271,25 @@ impl Run {
         kill(device, pool);
     }
 
-    /// Log records and superblocks on this medium that were written after the first sync that lied. Each of them says
-    /// that what that sync was to make durable is durable.
-    fn survivors_of_later_commits(&self, crash: &CrashState) -> Vec<usize> {
+    /// Log records and superblocks on this medium that were written after the first step whose promise is not kept
+    /// by a pool that shows `found`. Each of them says that what that step promised is durable.
+    fn survivors_of_later_commits(&self, crash: &CrashState, found: usize) -> Vec<usize> {
+        let steps = self.recording.steps();
+        let digest = steps[found].state.digest;
+        let broken = |step: &&Step<State>| step.durable && step.state.digest != digest;
+        let Some(lost) = steps[found + 1..].iter().find(broken) else { return Vec::new() };
         let ops = &self.recording.trace().ops()[..crash.point.cut];
         let since = ops.iter().rposition(|op| *op == sim::Op::Sync).map_or(0, |sync| sync + 1);
-        let mut lied = false;
         let mut pending = 0;
         let mut survivors = Vec::new();
-        for op in &ops[since..] {
+        for (number, op) in ops.iter().enumerate().skip(since) {
             match op {
-                sim::Op::SyncLied => lied = true,
-                sim::Op::SyncFailed => {}
+                sim::Op::SyncLied | sim::Op::SyncFailed => {}
                 _ => {
                     let kept = crash.point.fates.get(pending).is_none_or(|fate| *fate == Fate::Kept);
                     if let sim::Op::Write { bytes, .. } = op
                         && [b"SNAPLOG\x01", b"SNAPVOL\x01"].iter().any(|magic| bytes.starts_with(*magic))
-                        && lied
+                        && number >= lost.ended
                         && kept
                     {
                         survivors.push(pending);

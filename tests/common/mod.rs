@@ -6,6 +6,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod damage;
+pub(crate) mod kill;
 pub(crate) mod model;
 pub(crate) mod observe;
 pub(crate) mod ops;

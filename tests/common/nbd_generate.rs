@@ -1,5 +1,8 @@
 //! What clients say over NBD: sound sessions, and damaged ones.
 
+// Each user takes a part of this.
+#![allow(dead_code)]
+
 use super::client::{context_data, info_data, option, request};
 use super::rng::Rng;
 

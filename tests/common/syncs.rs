@@ -2,6 +2,7 @@
 //! clean, or throws them out. What was acknowledged as durable stays, nothing later is called durable, and a
 //! reopened pool shows nothing that the disk does not hold.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use snapvol::device::sim::{CallKind, Depth, FailedSync, Fate, Fault, SimDevice};
@@ -61,6 +62,17 @@ pub(crate) struct Count {
 
 fn one(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// For people.
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        writeln!(f, "{:>12} workloads in which a sync failed", get(&self.failures))?;
+        writeln!(f, "{:>12} later calls refused by a latched pool", get(&self.refused))?;
+        writeln!(f, "{:>12} media opened afterwards", get(&self.states))?;
+        write!(f, "{:>12} of them without something that had been shown", get(&self.taken_back))
+    }
 }
 
 /// Number of syncs that a workload makes when nothing fails.

@@ -3,8 +3,8 @@
 #![cfg(feature = "dialect")]
 #![allow(clippy::unwrap_used)]
 
-#[path = "../clouds/fault.rs"]
-mod fault;
+#[path = "../clouds/mod.rs"]
+mod clouds;
 
 mod backups;
 mod lists;
@@ -16,7 +16,7 @@ mod volumes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use fault::assert_fault;
+use clouds::fault::assert_fault;
 use http::{Method, Request};
 use serde_json::{Value, json};
 use snapvol::dialect::{self, Config};

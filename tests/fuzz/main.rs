@@ -4,14 +4,25 @@
 //! No panic, no run without end (the device counts what it is asked), and memory within twice the input's image
 //! plus 64 MiB. `SNAPVOL_SEED` and `SNAPVOL_FUZZ_CASES` repeat or extend a run; a failure prints its input as hex,
 //! which `SNAPVOL_FUZZ_INPUT=target:hex` runs alone.
-#![cfg(all(feature = "sim", feature = "internals", feature = "qcow2"))]
+#![cfg(all(
+    feature = "sim",
+    feature = "internals",
+    feature = "qcow2",
+    feature = "nbd",
+    feature = "dialect",
+    target_os = "linux"
+))]
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod bodies;
+#[path = "../common/nbd.rs"]
+mod client;
 mod heap;
+#[path = "../common/nbd_generate.rs"]
+mod nbd_generate;
 mod seeds;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -115,7 +126,7 @@ macro_rules! targets {
     )* };
 }
 
-targets! { superblock node page record catalogue open replay operations stream import }
+targets! { superblock node page record catalogue open replay operations stream import nbd evs cbs ucloud }
 
 #[test]
 fn repair_leaves_a_whole_pool_as_it_is() {

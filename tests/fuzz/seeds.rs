@@ -11,6 +11,7 @@ use snapvol::{
 use crate::bodies::TARGETS;
 use crate::common::damage::{End, Subject};
 use crate::common::rng::Rng;
+use crate::nbd_generate::sound_session;
 
 const BLOCK: usize = 4096;
 
@@ -153,6 +154,16 @@ pub(crate) fn made_for(target: &str) -> Vec<Vec<u8>> {
             streams.iter().flat_map(|bytes| [0, 1].map(|mode| [&[mode][..], bytes].concat())).collect()
         }
         "import" => [2, 3].map(smallest_qcow2).to_vec(),
+        "nbd" => {
+            let whole =
+                (0..200).map(|seed| sound_session(&mut Rng::new(seed))).filter(|said| said.len() < 400);
+            let whole = whole.take(5).map(|said| [&[0][..], &said].concat());
+            let requests = [9, 11, 13, 15].map(|mode| random(16 * 8, &[mode]));
+            whole.chain(requests).collect()
+        }
+        "evs" | "cbs" | "ucloud" => {
+            (1..=6).map(|n| (0..n).flat_map(|_| random(64, &[64])).collect()).collect()
+        }
         other => panic!("{other} has no seeds"),
     }
 }

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::memory;
 use crate::units::ObjectId;
 
 use super::super::catalogue::{Index, Table};
@@ -94,7 +95,7 @@ pub(in crate::pool) fn page<T>(
                 more = true;
                 break 'pages;
             } else {
-                items.push(item);
+                memory::push(&mut items, item)?;
             }
         }
     }
@@ -170,18 +171,18 @@ pub(super) fn sorted_page<T>(
         let Some(item) = load(object)? else { return Ok(()) };
         total += 1;
         if behind.as_ref().is_none_or(|b| item.0.compare(b, &cut.sort) == Ordering::Greater) {
-            kept.push(item);
+            memory::push(&mut kept, item)?;
         }
         if kept.len() / 2 > need {
-            kept.sort_by(|a, b| a.0.compare(&b.0, &cut.sort));
+            kept.sort_unstable_by(|a, b| a.0.compare(&b.0, &cut.sort));
             kept.truncate(need);
         }
         Ok(())
     })?;
-    kept.sort_by(|a, b| a.0.compare(&b.0, &cut.sort));
-    let mut items: Vec<T> =
-        kept.into_iter().skip(skip).take(cut.limit as usize + 1).map(|(_, item)| item).collect();
-    let more = items.len() > cut.limit as usize;
-    items.truncate(cut.limit as usize);
+    kept.sort_unstable_by(|a, b| a.0.compare(&b.0, &cut.sort));
+    let limit = cut.limit as usize;
+    let more = kept.len() > skip.saturating_add(limit);
+    let mut items = memory::with_room(limit.min(kept.len().saturating_sub(skip)))?;
+    items.extend(kept.into_iter().skip(skip).take(limit).map(|(_, item)| item));
     Ok((items, more, cut.with_total.then_some(total)))
 }

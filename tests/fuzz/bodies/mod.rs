@@ -4,9 +4,11 @@
 //! and 10,000 random inputs each. Whoever adds a door through which bytes come in from outside (a protocol, a
 //! stream, an image format) adds a function here, a line to [`TARGETS`], a target and some seeds.
 
+mod clouds;
 mod image;
 mod import;
 mod log;
+mod nbd;
 mod ops;
 mod repair;
 mod stream;
@@ -22,7 +24,7 @@ use watch::Watched;
 pub(crate) type Body = fn(&[u8]);
 
 /// All of them by the name of their target, which is also that of the folder with their seeds.
-pub(crate) const TARGETS: [(&str, Body); 10] = [
+pub(crate) const TARGETS: [(&str, Body); 14] = [
     ("superblock", decode::superblock),
     ("node", decode::node),
     ("page", decode::page),
@@ -33,6 +35,10 @@ pub(crate) const TARGETS: [(&str, Body); 10] = [
     ("operations", operations),
     ("stream", stream::stream),
     ("import", import::qcow2),
+    ("nbd", nbd::nbd),
+    ("evs", clouds::evs),
+    ("cbs", clouds::cbs),
+    ("ucloud", clouds::ucloud),
 ];
 
 /// Takes an input apart, from the front. What is missing is zero.

@@ -1,122 +1,14 @@
-//! Memory that the process cannot have: every allocation above 64 KiB fails in turn, once and for good. The call
-//! returns an error, nothing acknowledged is lost, and with memory again the pool goes on or asks to be reopened.
-#![allow(clippy::unwrap_used)]
+//! One workload, all of whose long allocations are refused in turn; what it wrote is compared.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::io;
-use std::ptr::null_mut;
-
-use snapvol::device::{Device, MemoryDevice};
+use snapvol::device::MemoryDevice;
 use snapvol::{
     AttachOptions, Background, CheckOptions, CreateOptions, Error, OpenOptions, Pool, SnapshotSpec, VolumeId,
     VolumeSpec,
 };
 
-/// Longer ones are counted and can be refused.
-const LONG: usize = 64 << 10;
+use crate::scarce::{Own, refuse, relent, scarce};
+
 const BLOCK: usize = 4096;
-
-thread_local! {
-    /// Only what the pool itself asks for counts.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-    static FAIL_FROM: Cell<usize> = const { Cell::new(usize::MAX) };
-    static FAIL_TO: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-struct Scarce;
-
-fn refused(bytes: usize) -> bool {
-    if bytes <= LONG || !INSIDE.try_with(Cell::get).unwrap_or(false) {
-        return false;
-    }
-    let n = COUNT.get();
-    COUNT.set(n + 1);
-    (FAIL_FROM.get()..FAIL_TO.get()).contains(&n)
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is, or answered as if there were no memory.
-unsafe impl GlobalAlloc for Scarce {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if refused(layout.size()) {
-            return null_mut();
-        }
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if refused(layout.size()) {
-            return null_mut();
-        }
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if refused(new_size) {
-            return null_mut();
-        }
-        // SAFETY: as above.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static HEAP: Scarce = Scarce;
-
-/// Runs one call of the pool with memory being scarce.
-fn scarce<T>(call: impl FnOnce() -> T) -> T {
-    INSIDE.set(true);
-    let done = call();
-    INSIDE.set(false);
-    done
-}
-
-/// A device whose own memory is not the pool's.
-struct Own(MemoryDevice);
-
-impl Own {
-    fn own<T>(&self, call: impl FnOnce(&MemoryDevice) -> T) -> T {
-        let inside = INSIDE.replace(false);
-        let done = call(&self.0);
-        INSIDE.set(inside);
-        done
-    }
-}
-
-impl Device for Own {
-    fn len(&self) -> io::Result<u64> {
-        self.own(Device::len)
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.own(|device| device.read_at(buf, offset))
-    }
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.own(|device| device.write_at(buf, offset))
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.own(Device::sync)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.own(|device| device.allocate(offset, len))
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.own(|device| device.set_len(len))
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.own(|device| device.discard(offset, len))
-    }
-    fn lock(&self) -> io::Result<bool> {
-        self.own(Device::lock)
-    }
-    fn drop_cache(&self) -> io::Result<()> {
-        self.own(Device::drop_cache)
-    }
-}
 
 /// What every block of the volume may hold, by its stamp; the first is what was written last.
 struct Expected(Vec<Vec<u8>>);
@@ -208,9 +100,7 @@ fn workload(
 
 /// Runs the workload with these allocations refused, and says how many there were and what failed.
 fn run(from: usize, to: usize) -> (usize, Vec<&'static str>) {
-    COUNT.set(0);
-    FAIL_FROM.set(from);
-    FAIL_TO.set(to);
+    refuse(from..to);
     let medium = MemoryDevice::new();
     let mut failed = Vec::new();
     let mut latched = false;
@@ -221,8 +111,7 @@ fn run(from: usize, to: usize) -> (usize, Vec<&'static str>) {
         latched |= refused;
         failed.push(what);
     });
-    FAIL_FROM.set(usize::MAX);
-    let (count, (id, expected)) = (COUNT.get(), ended.unwrap());
+    let (count, (id, expected)) = (relent(), ended.unwrap());
     let pool = reopen(&medium).expect("with memory again");
     let disk = pool.attach(id, AttachOptions::default()).unwrap();
     let mut bytes = vec![0; BLOCKS * BLOCK];
