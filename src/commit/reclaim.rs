@@ -200,9 +200,10 @@ impl Engine {
         }
     }
 
-    /// Data blocks that would come back if all these objects went. Nothing is changed.
+    /// Data blocks that would come back if all these objects went, with the bases that would go with them. Nothing
+    /// is changed.
     pub(crate) fn exclusive_blocks(&self, ids: &[ObjectId]) -> Result<u64> {
-        self.usable()?;
+        let ids = &self.with_bases(ids)?;
         let mut superblock = self.checkpoint.lock();
         if !self.is_read_only() {
             self.checkpoint_with(&mut superblock, true, false)?;

@@ -12,7 +12,7 @@
 //! - P4 Only `available` and the error statuses are stored. `in-use` follows from open handles and from stored
 //!   attachments, transient statuses from the jobs that run, in memory. What an interrupted job must leave
 //!   behind is stored before it begins. After a crash there is therefore no transient status.
-//! - P5 Volumes, snapshots and ephemeral copies share one space of ids: an id names one map.
+//! - P5 Volumes, snapshots, images, bases and ephemeral copies share one space of ids: an id names one map.
 //! - P6 Attaching claims its place before it looks at the record; deleting looks at the places inside its
 //!   transaction. Whichever comes second loses with a typed error.
 //! - P7 Every rule asks for the status in one way, [`Batch::volume_status`] or [`Batch::snapshot_status`]: a job
@@ -62,7 +62,7 @@ mod volumes;
 mod zones;
 
 pub use backups::{Backup, BackupQuery, BackupStatus};
-pub use base::{Hydrating, Hydration};
+pub use base::{Base, BaseChecksums, BaseSource, Hydrating, Hydration};
 #[cfg(feature = "internals")]
 pub(crate) use records::law as records_law;
 

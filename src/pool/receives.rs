@@ -309,6 +309,9 @@ impl Pool {
         snapshot: SnapshotId,
         offset: u64,
     ) -> Result<Diff> {
+        for id in base.into_iter().chain([snapshot]) {
+            self.inner.need_base_complete("snapshot", id.object(), "send")?;
+        }
         self.inner.compare(base.map(Point::from), snapshot.into(), offset)
     }
 
@@ -374,6 +377,7 @@ impl Inner {
     fn check_base(self: &Arc<Self>, l: &Landing<'_>) -> Result<()> {
         let Some(base) = l.base else { return Ok(()) };
         let (id, record) = self.need_base(&*self.engine, base)?;
+        self.need_base_complete("snapshot", id.object(), "receive")?;
         let frozen = self.freeze(id.into())?;
         let (_, blocks) = frozen.data_blocks()?;
         if record.common.size_bytes != base.size_bytes || blocks != base.data_blocks {
@@ -445,7 +449,7 @@ impl Batch<'_> {
             Ok(())
         })?;
         if let Some((base, _)) = base {
-            self.share(id.object(), base.object());
+            self.share(id.object(), base.object())?;
         }
         Ok((id, record, l.keep))
     }
@@ -456,8 +460,7 @@ impl Batch<'_> {
             catalogue::remove_ephemeral(stage, id.object());
             Ok(())
         })?;
-        self.trash_unwatched(id.object());
-        Ok(())
+        self.trash_unwatched(id.object())
     }
 
     fn settle(&mut self, id: SnapshotId, record: &Record, target: &Target) -> Result<Snapshot> {
@@ -484,7 +487,7 @@ impl Batch<'_> {
                 }
                 let volume = self.make_volume(spec, &plan, VolumeStatus::Available)?.id;
                 // In place of what making it from the base has shared.
-                self.share(volume.object(), id.object());
+                self.share(volume.object(), id.object())?;
                 volume
             }
         };
@@ -568,7 +571,7 @@ impl Arrival {
 
     /// Blocks of data that have been mapped.
     pub(crate) fn data_blocks(&self) -> Result<u64> {
-        self.inner.engine.mapped_blocks(&self.object)
+        self.inner.engine.shown_blocks(&self.object)
     }
 
     /// Fingerprint of what has arrived.

@@ -165,13 +165,17 @@ impl Batch<'_> {
                 let least_bytes = image.virtual_bytes.max(image.min_disk_bytes);
                 Origin { least_bytes, project, bootable: true, ..Origin::default() }
             }
+            VolumeSource::Base(id) => {
+                let least_bytes = self.inner.need_base_record(table, id)?.volume_bytes();
+                Origin { least_bytes, ..Origin::default() }
+            }
         })
     }
 
     fn check_source_status(&self, spec: &VolumeSpec) -> Result<()> {
         let table = self.table();
         match spec.source {
-            VolumeSource::Blank | VolumeSource::Backup(_) => Ok(()),
+            VolumeSource::Blank | VolumeSource::Backup(_) | VolumeSource::Base(_) => Ok(()),
             VolumeSource::Snapshot(id) => {
                 let record = catalogue::need_snapshot(table, id)?;
                 if record.backup_owned {
@@ -181,7 +185,6 @@ impl Batch<'_> {
             }
             VolumeSource::Volume(id) => {
                 let record = catalogue::need_volume(table, id)?;
-                self.inner.need_alone(table, id, "clone")?;
                 match self.volume_status(id, &record)? {
                     status if status.allows_clone() => Ok(()),
                     status => Err(wrong_status(id, status, "clone")),
@@ -229,9 +232,10 @@ impl Batch<'_> {
         })?;
         match spec.source {
             VolumeSource::Blank | VolumeSource::Backup(_) => {}
-            VolumeSource::Snapshot(source) => self.share(id.object(), source.object()),
-            VolumeSource::Volume(source) => self.share(id.object(), source.object()),
-            VolumeSource::Image(source) => self.share(id.object(), source.object()),
+            VolumeSource::Snapshot(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Volume(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Image(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Base(source) => self.lay_over(id.object(), source)?,
         }
         self.volume(id)
     }
@@ -365,7 +369,6 @@ impl Batch<'_> {
                 return Err(busy_snapshot(*snapshot, "it is attached"));
             }
         }
-        self.drop_base(id)?;
         self.stage(|stage| {
             for (snapshot, record) in &doomed {
                 catalogue::remove_snapshot(stage, *snapshot, record)?;
@@ -374,10 +377,10 @@ impl Batch<'_> {
             catalogue::set_finished(stage, id.object());
             catalogue::remove_volume(stage, id, &record)
         })?;
-        let mut ids: Vec<ObjectId> = vec![id.object()];
-        ids.extend(doomed.iter().map(|(snapshot, _)| snapshot.object()));
-        for id in &ids {
-            self.trash(*id);
+        let mut ids = Vec::new();
+        self.trash(id.object(), &mut ids)?;
+        for (snapshot, _) in &doomed {
+            self.trash(snapshot.object(), &mut ids)?;
         }
         let snapshots = doomed.into_iter().map(|(snapshot, _)| snapshot).collect();
         Ok(Deletion::new(self.inner, Some(id), snapshots, ids))
@@ -530,6 +533,7 @@ impl VolumeSource {
             Self::Volume(id) => ("volume", id.to_string()),
             Self::Image(id) => ("image", id.to_string()),
             Self::Backup(id) => ("backup", id.to_string()),
+            Self::Base(id) => ("base", id.to_string()),
         }
     }
 }
