@@ -171,6 +171,12 @@ impl Engine {
         Ok(next.is_some_and(|(key, _)| key[0] == TABLE_TRASH || key[0] == TABLE_RECLAIM))
     }
 
+    /// Whether the last checkpoint is not what there is now. Without that a list of many maps costs one.
+    fn has_moved_on(&self) -> Result<bool> {
+        let logged = self.log.lock().used > 0;
+        Ok(logged || !self.changed.lock().is_empty() || self.reclaim_pending()?)
+    }
+
     pub(crate) fn trash_state(&self, id: ObjectId) -> TrashState {
         let done = TrashState { done: true, ..TrashState::default() };
         self.trash.lock().get(&id).copied().unwrap_or(done)
@@ -205,7 +211,7 @@ impl Engine {
     pub(crate) fn exclusive_blocks(&self, ids: &[ObjectId]) -> Result<u64> {
         let ids = &self.with_bases(ids)?;
         let mut superblock = self.checkpoint.lock();
-        if !self.is_read_only() {
+        if !self.is_read_only() && self.has_moved_on()? {
             self.checkpoint_with(&mut superblock, true, false)?;
         }
         let tree = Catalogue { root: (*self.durable_catalogue.lock()).map(Link::Disk) };

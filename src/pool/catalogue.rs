@@ -25,7 +25,7 @@
 //! | 0x13 snapshots in | project (4), inverted time (8), id (16) | empty | the snapshots of one project |
 //! | 0x20 origins | snapshot (16) | pool (16), snapshot (16) | where a received snapshot was first taken |
 //! | 0x21 received | pool (16), snapshot (16), snapshot here (16) | empty | a received snapshot by its origin |
-//! | 0x22 receives | snapshot to be (16) | 128 bytes, see [`receives`](super::receives) | unfinished receives; they own a map |
+//! | 0x22 receives | snapshot to be (16) | 128 bytes, see [`origins`](super::origins) | unfinished receives; they own a map |
 //!
 //! Tables 0x40 to 0x43 are those of backups: see [`backup_records`](super::backup_records). Those of the engine begin
 //! at 0xF0; the records of external bases in one of them are this room's: see [`base`](super::base).
@@ -42,8 +42,8 @@ use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
 use super::aliases::{Alias, AliasOf};
 use super::backup_records::{backup_key, set_base};
 use super::image_record::ImageRecord;
+use super::origins::Origin;
 use super::projects::{self, Usage};
-use super::receives::Origin;
 use super::records::{Record, SnapshotRecord, VolumeRecord};
 use super::volume::VolumeSource;
 

@@ -42,6 +42,7 @@ mod importing;
 mod jobs;
 mod limits;
 mod options;
+mod origins;
 #[allow(clippy::module_inception)]
 mod pool;
 mod projects;
@@ -83,11 +84,12 @@ pub use limits::{
     MAX_VOLUMES_PER_CALL, TextLimit,
 };
 pub use options::{Background, CreateOptions, OpenOptions, ReadMode};
+pub(crate) use origins::Identity;
+pub use origins::{Origin, ResumePoint, UnfinishedReceive};
 pub use pool::Pool;
 pub use projects::{Project, Usage};
 pub use query::{Page, SnapshotQuery, SortKey, SortOrder, VolumeQuery};
-pub(crate) use receives::{Arrival, Identity, Landing, Target};
-pub use receives::{Origin, ResumePoint, UnfinishedReceive};
+pub(crate) use receives::{Arrival, Landing, Target};
 pub use servers::{Attachment, AttachmentSpec, ServerState};
 pub use snapshot::{RollbackOptions, Snapshot, SnapshotSpec, Trigger, Warning};
 pub use space::{ObjectSpace, PoolSpace};

@@ -45,7 +45,8 @@ impl Pool {
     pub fn hydrate(&self, id: BaseId, mut progress: impl FnMut(Hydration) -> ControlFlow<()>) -> Result<()> {
         match Work::begin(&self.inner, id)? {
             Some(work) => work.run(&mut progress),
-            None => Ok(()),
+            // Whether it could be done at all is asked in any case.
+            None => self.inner.transact(|_| Ok(())),
         }
     }
 
