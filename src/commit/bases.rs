@@ -60,6 +60,27 @@ fn user_of(key: &[u8]) -> Option<ObjectId> {
     Some(ObjectId(key.get(17..33)?.try_into().ok()?))
 }
 
+/// Whether a pair of the tables of bases is one of them; pairs of other tables are.
+pub(super) fn check_pair(key: &[u8], value: &[u8]) -> Result<(), Corruption> {
+    let keys = match key.first() {
+        Some(&TABLE_OVER) => {
+            Over::decode(value)?;
+            17
+        }
+        Some(&TABLE_USERS) if !value.is_empty() => {
+            return Err(Corruption::new("user of a base", 0, "length", 0, value.len()));
+        }
+        Some(&TABLE_USERS) => 33,
+        Some(&TABLE_BASES) => 17,
+        _ => return Ok(()),
+    };
+    if key.len() == keys {
+        Ok(())
+    } else {
+        Err(Corruption::new("catalogue", 0, "key length", keys, key.len()))
+    }
+}
+
 /// The record of a base, for who knows what it says.
 pub(crate) fn base_key(base: ObjectId) -> Vec<u8> {
     object_key(TABLE_BASES, base)
