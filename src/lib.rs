@@ -88,6 +88,6 @@ pub use pool::*;
 pub use sources::{Clock, IdSource, SequentialIds, StepClock, SystemClock, SystemIds};
 pub use stream::{ReceiveOptions, ReceiveProgress, Received, SendOptions, SendProgress, SendStream};
 pub use units::{
-    AttachmentId, BLOCK_BYTES, BackupId, BlockAddr, Geometry, ImageId, Lba, MAX_VOLUME_BYTES, SnapshotId,
-    VolumeId,
+    AttachmentId, BLOCK_BYTES, BackupId, BaseId, BlockAddr, Geometry, ImageId, Lba, MAX_VOLUME_BYTES,
+    SnapshotId, VolumeId,
 };

@@ -124,6 +124,10 @@ id!(
     ImageId
 );
 id!(
+    /// Identity of an external base, unique in its pool, never used again.
+    BaseId
+);
+id!(
     /// Identity of a backup.
     BackupId
 );
@@ -142,9 +146,9 @@ macro_rules! objects {
     };
 }
 
-objects!(VolumeId, SnapshotId, ImageId, BackupId);
+objects!(VolumeId, SnapshotId, ImageId, BaseId, BackupId);
 
-/// Anything that owns an extent map: a volume, a snapshot, an image, or a map on its way out.
+/// Anything that owns an extent map: a volume, a snapshot, an image, a base, or a map on its way out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectId(pub(crate) [u8; 16]);
 

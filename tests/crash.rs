@@ -73,6 +73,8 @@ fn every_cut_of_random_workloads_opens_at_a_commit_boundary() {
         "checkpoint",
         "reopen",
         "create",
+        "createover",
+        "hydrate",
     ] {
         assert!(kinds.contains(kind), "no workload has a {kind}: {kinds:?}");
     }

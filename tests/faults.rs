@@ -23,7 +23,7 @@ const fn op(kind: Kind, a: u32, b: u32, c: u32) -> Op {
 }
 
 /// Every operation there is, with a reopening in the middle and a close at the end.
-const SCRIPT: [Op; 41] = [
+const SCRIPT: [Op; 46] = [
     op(Kind::Create, 0, 11, 0),
     op(Kind::Write, 0, 0, 35),
     op(Kind::Flush, 0, 0, 0),
@@ -61,10 +61,15 @@ const SCRIPT: [Op; 41] = [
     op(Kind::Drain, 0, 0, 0),
     op(Kind::Write, 1, 6, 15),
     op(Kind::DeleteVolume, 0, 3, 1),
+    op(Kind::CreateOver, 0, 10, 1),
+    op(Kind::CreateOver, 0, 9, 1),
+    op(Kind::Write, 0, 1, 8),
     op(Kind::Checkpoint, 0, 0, 0),
     op(Kind::Drain, 0, 0, 0),
     op(Kind::Flush, 0, 0, 0),
     op(Kind::Reopen, 0, 0, 0),
+    op(Kind::Hydrate, 0, 0, 0),
+    op(Kind::Hydrate, 0, 1, 0),
 ];
 
 fn shape() -> Shape {

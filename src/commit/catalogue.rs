@@ -25,6 +25,10 @@ pub(crate) const TABLE_TRASH: u8 = 0xF1;
 /// them, are subtrees that discards and rewrites displaced.
 /// The entry owns one reference to the node and has dropped its children before `next`.
 pub(crate) const TABLE_RECLAIM: u8 = 0xF2;
+/// What map lies over which base, who lies over a base, and the bases: see [`bases`](super::bases).
+pub(super) const TABLE_OVER: u8 = 0xF3;
+pub(super) const TABLE_USERS: u8 = 0xF4;
+pub(crate) const TABLE_BASES: u8 = 0xF5;
 
 impl Kind for Pairs {
     type Key = Vec<u8>;
@@ -249,6 +253,7 @@ pub(crate) fn parse_queue(value: &[u8]) -> Result<(NodeRef, u16)> {
 /// For any bytes: what a decoder of this room accepts encodes to them again.
 #[cfg(feature = "internals")]
 pub(crate) fn laws(bytes: &[u8]) {
+    super::bases::law(bytes);
     if let Ok((number, in_queue)) = parse_trash(bytes) {
         let same = bytes.starts_with(&trash_value(number, in_queue));
         assert!(same && bytes[9..].iter().all(|b| *b == 0), "a deletion record has changed");

@@ -8,10 +8,12 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::background::{Counters, Wake};
+use super::bases::Over;
 use super::buffer::Buffers;
-use super::catalogue::{self, Catalogue, TABLE_ROOTS, object_key};
+use super::catalogue::{self, Catalogue, TABLE_OVER, TABLE_ROOTS, object_key};
 use super::hot::Hot;
 use super::log::Log;
+use super::lower::Base;
 use super::object::Object;
 use super::pins::Pins;
 use super::reclaim::TrashState;
@@ -57,6 +59,8 @@ pub(crate) struct Engine {
     pub(super) buffers: Buffers,
     pub(super) hot: Hot,
     pub(super) objects: Mutex<BTreeMap<ObjectId, Arc<Object>>>,
+    /// Bases in use.
+    pub(super) bases: Mutex<BTreeMap<ObjectId, Arc<Base>>>,
     /// Objects with changes that no record has.
     pub(super) dirty: Mutex<Vec<Arc<Object>>>,
     /// Objects whose root differs from the one of the last freeze.
@@ -208,6 +212,7 @@ impl Engine {
             buffers: Buffers::new(config.cache_bytes / 8 * 3),
             hot: Hot::new(config.cache_bytes / 8),
             objects: Mutex::default(),
+            bases: Mutex::default(),
             dirty: Mutex::default(),
             changed: Mutex::default(),
             catalogue: RwLock::new(Catalogue { root: superblock.catalogue_root.map(Link::Disk) }),
@@ -285,22 +290,34 @@ impl Engine {
     /// The map of `id`. An object that never had a block has an empty one.
     pub(crate) fn object(&self, id: ObjectId) -> Result<Arc<Object>> {
         self.usable()?;
-        if let Some(o) = self.objects.lock().get(&id) {
-            return Ok(Arc::clone(o));
+        loop {
+            if let Some(o) = self.objects.lock().get(&id) {
+                return Ok(Arc::clone(o));
+            }
+            let over = self.over(id)?;
+            let base = over.map(|over| self.base_behind(over)).transpose()?;
+            // Both records and the table must be of one instant: a checkpoint moves roots between them, and whoever
+            // lays a map over a base looks into the table afterwards.
+            let catalogue = self.catalogue.read();
+            let now = catalogue::get(&catalogue, &self.store, &object_key(TABLE_OVER, id))?;
+            if now.map(|value| Over::decode(&value)).transpose()? == over {
+                return self.load(&catalogue, id, base);
+            }
         }
-        // The root record and the table must be of one instant: a checkpoint moves roots between them.
-        let catalogue = self.catalogue.read();
-        let mut objects = self.objects.lock();
-        if let Some(o) = objects.get(&id) {
-            return Ok(Arc::clone(o));
-        }
-        drop(objects);
-        let record = catalogue::get(&catalogue, &self.store, &object_key(TABLE_ROOTS, id))?;
+    }
+
+    /// The map of `id` as this catalogue has it, unless the table has it already.
+    pub(super) fn load(
+        &self,
+        catalogue: &Catalogue,
+        id: ObjectId,
+        base: Option<Arc<Base>>,
+    ) -> Result<Arc<Object>> {
+        let record = catalogue::get(catalogue, &self.store, &object_key(TABLE_ROOTS, id))?;
         let root = record.map(|v| catalogue::parse_root(&v)).transpose()?;
-        objects = self.objects.lock();
-        let object = objects
-            .entry(id)
-            .or_insert_with(|| Arc::new(Object::new(id, Map { root: root.map(Link::Disk) })));
+        let map = Map { root: root.map(Link::Disk) };
+        let mut objects = self.objects.lock();
+        let object = objects.entry(id).or_insert_with(|| Arc::new(Object::new(id, map, base)));
         Ok(Arc::clone(object))
     }
 

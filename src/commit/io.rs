@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use super::buffer::{Lease, SLOTS};
 use super::catalogue::with_nodes;
 use super::engine::{Engine, io};
-use super::lower::Beneath;
 use super::object::Object;
 use crate::alloc::{ChecksumPage, Claim, DISCARD_QUARTERS, GREAT_DISCARD_QUARTERS, GROWTH_QUARTERS};
 use crate::error::{Corruption, Error, Result};
@@ -35,7 +34,7 @@ impl Engine {
         self.find_pinned(object, lba)
     }
 
-    fn find_pinned(&self, object: &Object, lba: u64) -> Result<Found> {
+    pub(super) fn find_pinned(&self, object: &Object, lba: u64) -> Result<Found> {
         self.find_and(object, lba, |_| ())
     }
 
@@ -69,14 +68,18 @@ impl Engine {
     /// Fills `buf` from byte `offset` on. What is not mapped reads zero.
     pub(crate) fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.usable()?;
-        let _pin = self.pins.enter();
         self.counters.reads.add(1);
+        self.read_map(object, offset, buf)
+    }
+
+    #[inline]
+    pub(super) fn read_map(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut _pin = self.pins.enter();
         if self.read_hot(object, offset, buf) {
             return Ok(());
         }
         let mut at = offset;
         let end = offset + buf.len() as u64;
-        let mut again = false;
         // Of longer reads the lookup is the least part.
         let one = offset / BLOCK_BYTES == end.saturating_sub(1) / BLOCK_BYTES;
         while at < end {
@@ -92,16 +95,13 @@ impl Engine {
                     let stop = end.min(next.saturating_mul(BLOCK_BYTES));
                     let out = &mut out[..(stop - at) as usize];
                     match object.below.get() {
-                        Beneath::Never => out.fill(0),
-                        Beneath::There(lower) => lower.read(out, at)?,
-                        // What lay below may have been mapped since the hole was found (B3).
-                        Beneath::Gone if !again => {
-                            again = true;
-                            continue;
+                        None => out.fill(0),
+                        Some(base) => {
+                            drop(_pin);
+                            self.read_base(&base, at, out)?;
+                            _pin = self.pins.enter();
                         }
-                        Beneath::Gone => out.fill(0),
                     }
-                    again = false;
                     stop
                 }
                 Found::Extent(e) => {
@@ -158,7 +158,7 @@ impl Engine {
     }
 
     /// Reads consecutive blocks from `skip` bytes into the first.
-    fn read_run(&self, first: BlockAddr, skip: usize, out: &mut [u8]) -> Result<()> {
+    pub(super) fn read_run(&self, first: BlockAddr, skip: usize, out: &mut [u8]) -> Result<()> {
         let (page, mut index) = self.page_of(first, (skip + out.len()).div_ceil(BLOCK))?;
         let (mut out, mut skip) = (out, skip);
         let mut addr = first;
@@ -268,7 +268,10 @@ impl Engine {
                 (rest.len() / BLOCK).min(self.piece_blocks() as usize) * BLOCK
             };
             let write = |claim: Option<&mut Claim<'_>>| match part {
-                true => self.write_part(object, claim, lba, skip, &rest[..n]),
+                true => {
+                    self.bring_below(object, lba)?;
+                    self.write_part(object, claim, lba, skip, &rest[..n])
+                }
                 false => self.write_whole(object, claim, lba, &rest[..n]),
             };
             let mut done = write(claim.as_mut())?;
@@ -427,11 +430,11 @@ impl Engine {
         let mut block = [0u8; BLOCK];
         let was = Behind::of(self.find_pinned(object, lba)?, lba);
         if was == Behind::Hole
-            && let Beneath::There(lower) = object.below.get()
+            && let Some(base) = object.below.get()
+            && !self.read_brought(&base, lba, &mut block)?
         {
-            // Otherwise it reads zero; or what lay below was mapped since the hole was found, and then mapping
-            // this one is refused (B3).
-            lower.read(&mut block, lba * BLOCK_BYTES)?;
+            // The map was rolled back to what it had below since that was brought in.
+            return Ok(false);
         }
         if let Behind::Data(addr) = was {
             let (page, index) = self.page_of(addr, 1)?;

@@ -17,6 +17,7 @@
 
 mod ahead;
 mod background;
+mod bases;
 mod buffer;
 mod catalogue;
 mod checkpoint;
@@ -37,10 +38,11 @@ mod sums;
 mod txn;
 
 pub use background::Stats;
-pub(crate) use catalogue::TABLE_TRASH;
+pub(crate) use bases::base_key;
 #[cfg(feature = "internals")]
 pub(crate) use catalogue::laws;
+pub(crate) use catalogue::{TABLE_BASES, TABLE_TRASH};
 pub(crate) use engine::{Config, Engine};
-pub(crate) use lower::Lower;
+pub(crate) use lower::{BRING_BLOCKS, Base, Outside, Shown};
 pub(crate) use object::Object;
 pub(crate) use txn::Txn;

@@ -1,7 +1,9 @@
 //! An extent map in use: the runtime side of a volume or snapshot.
 
+use std::sync::Arc;
+
 use super::hot;
-use super::lower::Below;
+use super::lower::{Base, Below};
 use crate::error::Result;
 use crate::extent::Map;
 use crate::format::record::{Change, ChangeKind};
@@ -20,7 +22,7 @@ impl std::fmt::Debug for Object {
 pub(crate) struct Object {
     pub(crate) id: ObjectId,
     pub(crate) map: RwLock<ObjectMap>,
-    /// What a hole stands for, where it is more than zeroes.
+    /// The base that shows where the map has a hole.
     pub(super) below: Below,
     /// Under what number the table of hot blocks knows the map; another one after it has changed as a whole.
     state: AtomicU64,
@@ -35,9 +37,16 @@ pub(crate) struct ObjectMap {
 }
 
 impl Object {
-    pub(crate) fn new(id: ObjectId, tree: Map) -> Self {
+    pub(crate) fn new(id: ObjectId, tree: Map, base: Option<Arc<Base>>) -> Self {
         let map = RwLock::new(ObjectMap { tree, pending: Vec::new(), changed: false });
-        Self { id, map, below: Below::default(), state: AtomicU64::new(hot::next_state()) }
+        let below = Below::default();
+        below.set(base);
+        Self { id, map, below, state: AtomicU64::new(hot::next_state()) }
+    }
+
+    /// The base that it lies over.
+    pub(crate) fn base(&self) -> Option<Arc<Base>> {
+        self.below.get()
     }
 
     pub(super) fn state(&self) -> u64 {

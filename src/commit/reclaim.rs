@@ -171,9 +171,11 @@ impl Engine {
         Ok(next.is_some_and(|(key, _)| key[0] == TABLE_TRASH || key[0] == TABLE_RECLAIM))
     }
 
-    /// Whether maps or catalogue are newer than the durable checkpoint.
+    /// Whether the durable checkpoint is not what there is now: maps or catalogue are newer, or the log has records.
     fn is_ahead(&self) -> bool {
-        !self.changed.lock().is_empty() || matches!(self.catalogue.read().root, Some(Link::Mem(_)))
+        self.log.lock().used > 0
+            || !self.changed.lock().is_empty()
+            || matches!(self.catalogue.read().root, Some(Link::Mem(_)))
     }
 
     pub(crate) fn trash_state(&self, id: ObjectId) -> TrashState {
@@ -217,9 +219,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Data blocks that would come back if all these objects went. Nothing is changed.
+    /// Data blocks that would come back if all these objects went, with the bases that would go with them. Nothing
+    /// is changed.
     pub(crate) fn exclusive_blocks(&self, ids: &[ObjectId]) -> Result<u64> {
-        self.usable()?;
+        let ids = &self.with_bases(ids)?;
         if !self.is_read_only() {
             self.finish_deletions()?;
         } else if self.reclaim_pending()? || self.is_ahead() {
@@ -229,7 +232,7 @@ impl Engine {
             ));
         }
         let mut superblock = self.checkpoint.lock();
-        if !self.is_read_only() {
+        if !self.is_read_only() && self.is_ahead() {
             self.checkpoint_with(&mut superblock, true, false)?;
         }
         let tree = Catalogue { root: (*self.durable_catalogue.lock()).map(Link::Disk) };

@@ -1,5 +1,6 @@
 //! The last durable checkpoint, held still, for those who look at the whole of it.
 
+use super::bases;
 use super::catalogue::{self, Catalogue, TABLE_RECLAIM, TABLE_ROOTS, TABLE_TRASH};
 use super::engine::Engine;
 use crate::alloc::Space;
@@ -49,7 +50,11 @@ pub(crate) fn named(key: &[u8], value: &[u8]) -> Result<Option<Named>> {
             catalogue::queued(key).ok_or_else(bad)?;
             Some(Named::Reclaim { node, next })
         }
-        _ => None,
+        Some(_) => {
+            bases::check_pair(key, value)?;
+            None
+        }
+        None => None,
     })
 }
 

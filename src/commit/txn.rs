@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::bases;
 use super::catalogue::{self, TABLE_TRASH, object_key};
 use super::engine::{Engine, internal_number};
 use super::log::{Halt, step_bytes};
@@ -106,13 +107,25 @@ impl Txn<'_> {
         self.refused = self.refused.take().or(kept.err());
     }
 
-    /// Shares the map of `from` with `to`, in constant time.
-    pub(crate) fn copy_map(&mut self, to: ObjectId, from: ObjectId) {
+    /// Shares the map of `from`, and the base below it, with `to`, in constant time.
+    pub(crate) fn copy_map(&mut self, to: ObjectId, from: ObjectId) -> Result<()> {
+        self.copy_over(to, from)?;
         self.step(Step::CopyMap(to, from));
+        Ok(())
     }
 
-    /// Queues the map of `id` for reclaim. The object must not be used any more.
-    pub(crate) fn trash(&mut self, id: ObjectId) {
+    /// Queues the map of `id` for reclaim. The object must not be used any more. Returns the base that goes with
+    /// it, if it was the last over one.
+    pub(crate) fn trash(&mut self, id: ObjectId) -> Result<Option<ObjectId>> {
+        let base = self.leave_base(id)?;
+        self.trash_map(id);
+        if let Some(base) = base {
+            self.trash_map(base);
+        }
+        Ok(base)
+    }
+
+    pub(super) fn trash_map(&mut self, id: ObjectId) {
         let number = self.engine.next_number();
         self.put(object_key(TABLE_TRASH, id), catalogue::trash_value(number, false));
         let kept = memory::push(&mut self.trashed, id);
@@ -122,8 +135,8 @@ impl Txn<'_> {
     /// Queues the present map of `id` for reclaim; `id` is about to get another.
     pub(crate) fn trash_copy_of(&mut self, id: ObjectId) -> ObjectId {
         let fresh = self.engine.internal_id();
-        self.copy_map(fresh, id);
-        self.trash(fresh);
+        self.steps.push(Step::CopyMap(fresh, id));
+        self.trash_map(fresh);
         fresh
     }
 
@@ -159,10 +172,11 @@ impl Engine {
             grows: 0,
         };
         let value = build(&mut txn)?;
-        let Txn { steps, trashed, grows, refused, .. } = txn;
+        let Txn { mut steps, trashed, grows, refused, .. } = txn;
         if let Some(error) = refused {
             return Err(error);
         }
+        bases::links_first(&mut steps);
         let bytes: u64 = steps.iter().map(step_bytes).sum();
         let limit = self.steps_limit();
         if bytes > limit {
@@ -242,7 +256,7 @@ impl Engine {
             let (number, _) = catalogue::parse_trash(value)?;
             self.internal_ids.fetch_max(number, Ordering::Relaxed);
         }
-        let mut tree = self.catalogue.write();
-        catalogue::set(&mut tree, &self.store, &self.dirtied, key, value)
+        catalogue::set(&mut self.catalogue.write(), &self.store, &self.dirtied, key, value)?;
+        self.apply_base_step(key, value)
     }
 }

@@ -169,6 +169,15 @@ pub(crate) fn page_sum(page: &[u8], uuid: &[u8; 16], kind: BlockKind, addr: Bloc
     xxhash_rust::xxh3::xxh3_64_with_seed(page, xxhash_rust::xxh3::xxh3_64(&head))
 }
 
+/// Whether every byte is zero.
+pub(crate) fn is_zero(block: &[u8]) -> bool {
+    match block {
+        [] => true,
+        // Compared in words by the library's own memcmp: the first difference ends it.
+        [first, rest @ ..] => *first == 0 && *rest == block[..rest.len()],
+    }
+}
+
 /// CRC-32 of a data block (the polynomial of zlib and Ethernet), kept for the block's whole life.
 #[inline]
 pub(crate) fn block_crc(block: &[u8]) -> u32 {
@@ -314,3 +323,20 @@ impl NodeHeader {
 
 const _: () = assert!(NodeHeader::BYTES == 4 + 1 + 1 + 2 + 16 + 8 + 8 + 8 + 8 + 8);
 const _: () = assert!(NodeRef::BYTES == 6 + 6 + 8 + 1 + 3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_zero_only_if_every_byte_is() {
+        let mut block = [0; 4096];
+        assert!(is_zero(&block) && is_zero(&[]));
+        for at in [0, 1, 7, 8, 4095] {
+            block[at] = 1;
+            assert!(!is_zero(&block));
+            block[at] = 0;
+        }
+        assert!(!is_zero(&[5; 4096]));
+    }
+}

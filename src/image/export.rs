@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use serde::Serialize;
 
 use super::qcow2_writer::Qcow2Writer;
-use super::{ImageProgress, PIECE_BYTES, is_zero};
+use super::{ImageProgress, PIECE_BYTES};
 use crate::error::{Corruption, Error, Result, Violation};
-use crate::format::block_crc;
+use crate::format::{block_crc, is_zero};
 use crate::memory;
 use crate::pool::{Diff, ExtentKind, Fingerprint, Point, Pool};
 use crate::units::{BLOCK, BLOCK_BYTES};

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
-use super::{ImageProgress, ImageSource, PIECE_BYTES, failed, is_zero, refused};
+use super::{ImageProgress, ImageSource, PIECE_BYTES, failed, refused};
 use crate::error::{Corruption, Error, Result, Violation};
-use crate::format::block_crc;
+use crate::format::{block_crc, is_zero};
 use crate::memory;
 use crate::pool::{Fingerprint, Fingerprinter, Importing, Pool, Volume, VolumeSpec};
 use crate::units::{BLOCK, BLOCK_BYTES, MAX_VOLUME_BYTES};

@@ -93,28 +93,3 @@ fn failed(op: &'static str, offset: u64, len: u64) -> impl FnOnce(io::Error) -> 
         _ => Error::Io { op, offset, len, source },
     }
 }
-
-pub(crate) fn is_zero(block: &[u8]) -> bool {
-    match block {
-        [] => true,
-        // Compared in words by the library's own memcmp: the first difference ends it.
-        [first, rest @ ..] => *first == 0 && *rest == block[..rest.len()],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_is_zero_only_if_every_byte_is() {
-        let mut block = [0; 4096];
-        assert!(is_zero(&block) && is_zero(&[]));
-        for at in [0, 1, 7, 8, 4095] {
-            block[at] = 1;
-            assert!(!is_zero(&block));
-            block[at] = 0;
-        }
-        assert!(!is_zero(&[5; 4096]));
-    }
-}

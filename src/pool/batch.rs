@@ -215,20 +215,26 @@ impl Batch<'_> {
         done
     }
 
-    pub(super) fn share(&mut self, to: ObjectId, from: ObjectId) {
-        self.stage.copy_map(to, from);
+    pub(super) fn share(&mut self, to: ObjectId, from: ObjectId) -> Result<()> {
         self.shares = true;
+        self.stage(|stage| stage.copy_map(to, from))
     }
 
-    pub(super) fn trash(&mut self, id: ObjectId) {
-        self.stage.trash(id);
-        self.gone.push(id);
+    /// Adds what goes to `ids`: the map, and the base that it was the last to lie over.
+    pub(super) fn trash(&mut self, id: ObjectId, ids: &mut Vec<ObjectId>) -> Result<()> {
+        let base = self.stage(|stage| stage.trash(id))?;
+        let goes = std::iter::once(id).chain(base);
+        self.gone.extend(goes.clone());
+        ids.extend(goes);
+        Ok(())
     }
 
     /// As [`trash`](Self::trash), and nobody is going to ask how far it is.
-    pub(super) fn trash_unwatched(&mut self, id: ObjectId) {
-        self.trash(id);
-        self.effects.unwatched.push(id);
+    pub(super) fn trash_unwatched(&mut self, id: ObjectId) -> Result<()> {
+        let mut ids = Vec::new();
+        self.trash(id, &mut ids)?;
+        self.effects.unwatched.extend(ids);
+        Ok(())
     }
 
     /// What is written from now on belongs to the next epoch.
@@ -237,10 +243,10 @@ impl Batch<'_> {
     }
 
     /// Gives an object the map of another; the one it had goes.
-    pub(super) fn replace(&mut self, to: ObjectId, from: ObjectId) {
+    pub(super) fn replace(&mut self, to: ObjectId, from: ObjectId) -> Result<()> {
         let old = self.stage.trash_copy_of(to);
         self.effects.unwatched.push(old);
-        self.share(to, from);
+        self.share(to, from)
     }
 
     /// A reservation that is over once the transaction is through.

@@ -9,7 +9,7 @@
 //! | 0x03 volume times | inverted time (8), id (16) | empty | volumes, newest first, then by id |
 //! | 0x04 snapshot times | inverted time (8), id (16) | empty | snapshots, newest first, then by id |
 //! | 0x05 snapshots of | volume (16), inverted time (8), id (16) | empty | the snapshots of one volume |
-//! | 0x06 made from | source (16), inverted time (8), id (16) | empty | volumes made from a snapshot or volume |
+//! | 0x06 made from | source (16), inverted time (8), id (16) | empty | volumes made from a snapshot, volume, image, backup or base |
 //! | 0x07 ephemeral | id (16) | empty | copies that the next open removes |
 //! | 0x08 counts | volume (16) | count (8), of them of backups (8), little-endian | how many snapshots of a volume exist |
 //! | 0x09 images | id (16), segment (2) | up to 1,000 bytes of the record | an image by id |
@@ -25,17 +25,17 @@
 //! | 0x13 snapshots in | project (4), inverted time (8), id (16) | empty | the snapshots of one project |
 //! | 0x20 origins | snapshot (16) | pool (16), snapshot (16) | where a received snapshot was first taken |
 //! | 0x21 received | pool (16), snapshot (16), snapshot here (16) | empty | a received snapshot by its origin |
-//! | 0x22 receives | snapshot to be (16) | 128 bytes, see [`receives`](super::receives) | unfinished receives; they own a map |
-//! | 0x23 bases | volume (16) | 32 bytes, see [`base`](super::base) | volumes over an external base |
+//! | 0x22 receives | snapshot to be (16) | 128 bytes, see [`origins`](super::origins) | unfinished receives; they own a map |
 //!
-//! Tables 0x40 to 0x43 are those of backups: see [`backup_records`](super::backup_records).
+//! Tables 0x40 to 0x43 are those of backups: see [`backup_records`](super::backup_records). Those of the engine begin
+//! at 0xF0; the records of external bases in one of them are this room's: see [`base`](super::base).
 //!
 //! The count stands apart from the record so that a snapshot of a volume with a MiB of metadata does not
 //! rewrite that MiB. It outlives a volume whose snapshots were kept.
 
 use uuid::Uuid;
 
-use crate::commit::{Engine, TABLE_TRASH, Txn};
+use crate::commit::{Engine, TABLE_TRASH, Txn, base_key};
 use crate::error::{Corruption, Error, Result};
 use crate::memory;
 use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
@@ -43,8 +43,8 @@ use crate::units::{ImageId, ObjectId, SnapshotId, VolumeId};
 use super::aliases::{Alias, AliasOf};
 use super::backup_records::{backup_key, set_base};
 use super::image_record::ImageRecord;
+use super::origins::Origin;
 use super::projects::{self, Usage};
-use super::receives::Origin;
 use super::records::{Record, SnapshotRecord, VolumeRecord};
 use super::volume::VolumeSource;
 
@@ -70,7 +70,6 @@ const SNAPSHOTS_IN: u8 = 0x13;
 const ORIGINS: u8 = 0x20;
 const RECEIVED: u8 = 0x21;
 const RECEIVES: u8 = 0x22;
-const BASES: u8 = 0x23;
 
 /// Bytes of a record in one catalogue entry.
 const SEGMENT_BYTES: usize = 1000;
@@ -87,8 +86,10 @@ pub(super) trait Table {
 pub(super) trait Stage: Table {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>);
     fn delete(&mut self, key: Vec<u8>);
-    fn copy_map(&mut self, to: ObjectId, from: ObjectId);
-    fn trash(&mut self, id: ObjectId);
+    fn copy_map(&mut self, to: ObjectId, from: ObjectId) -> Result<()>;
+    fn lay_over(&mut self, id: ObjectId, base: ObjectId, blocks: u64);
+    /// The base that goes with it.
+    fn trash(&mut self, id: ObjectId) -> Result<Option<ObjectId>>;
     fn trash_copy_of(&mut self, id: ObjectId) -> ObjectId;
     fn next_epoch(&mut self);
     /// The transaction as something to read; a supertrait is not reached through `dyn` by itself.
@@ -120,11 +121,14 @@ impl Stage for Txn<'_> {
     fn delete(&mut self, key: Vec<u8>) {
         Txn::delete(self, key);
     }
-    fn copy_map(&mut self, to: ObjectId, from: ObjectId) {
-        Txn::copy_map(self, to, from);
+    fn copy_map(&mut self, to: ObjectId, from: ObjectId) -> Result<()> {
+        Txn::copy_map(self, to, from)
     }
-    fn trash(&mut self, id: ObjectId) {
-        Txn::trash(self, id);
+    fn lay_over(&mut self, id: ObjectId, base: ObjectId, blocks: u64) {
+        Txn::lay_over(self, id, base, blocks);
+    }
+    fn trash(&mut self, id: ObjectId) -> Result<Option<ObjectId>> {
+        Txn::trash(self, id)
     }
     fn trash_copy_of(&mut self, id: ObjectId) -> ObjectId {
         Txn::trash_copy_of(self, id)
@@ -370,6 +374,7 @@ pub(super) fn taken_by(table: &dyn Table, id: ObjectId) -> Result<Option<&'stati
         ("volume", id_key(COUNTS, id)),
         ("ephemeral copy", id_key(EPHEMERAL, id)),
         ("unfinished receive", id_key(RECEIVES, id)),
+        ("base", base_key(id)),
     ];
     for (name, key) in names {
         if table.get(&key)?.is_some() {
@@ -387,6 +392,7 @@ pub(super) fn owner_keys(id: ObjectId) -> Vec<Vec<u8>> {
         segment_key(IMAGES, id, 0),
         id_key(EPHEMERAL, id),
         id_key(RECEIVES, id),
+        base_key(id),
     ]
 }
 
@@ -443,6 +449,7 @@ impl VolumeSource {
             Self::Volume(id) => Some(id.object()),
             Self::Image(id) => Some(id.object()),
             Self::Backup(id) => Some(id.object()),
+            Self::Base(id) => Some(id.object()),
         }
     }
 }
@@ -584,19 +591,6 @@ pub(super) fn received_from(table: &dyn Table, origin: Origin) -> Result<Option<
     Ok(found.first().map(|id| SnapshotId::new(Uuid::from_bytes(id.0))))
 }
 
-/// The bytes that a volume over a base keeps of it.
-pub(super) fn external_base(table: &dyn Table, id: VolumeId) -> Result<Option<Vec<u8>>> {
-    table.get(&id_key(BASES, id.object()))
-}
-
-pub(super) fn set_external_base(stage: &mut dyn Stage, id: VolumeId, value: Vec<u8>) {
-    stage.put(id_key(BASES, id.object()), value);
-}
-
-pub(super) fn remove_external_base(stage: &mut dyn Stage, id: VolumeId) {
-    stage.delete(id_key(BASES, id.object()));
-}
-
 /// The bytes that an unfinished receive keeps.
 pub(super) fn receive(table: &dyn Table, id: SnapshotId) -> Result<Option<Vec<u8>>> {
     table.get(&id_key(RECEIVES, id.object()))
@@ -612,6 +606,10 @@ pub(super) fn remove_receive(stage: &mut dyn Stage, id: SnapshotId) {
 
 pub(super) fn insert_ephemeral(stage: &mut dyn Stage, id: ObjectId) {
     stage.put(id_key(EPHEMERAL, id), Vec::new());
+}
+
+pub(super) fn is_ephemeral(table: &dyn Table, id: ObjectId) -> Result<bool> {
+    Ok(table.get(&id_key(EPHEMERAL, id))?.is_some())
 }
 
 pub(super) fn remove_ephemeral(stage: &mut dyn Stage, id: ObjectId) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::commit::{Engine, Object};
+use crate::commit::{Base, Engine, Object, Shown};
 use crate::error::{Error, Result};
 use crate::extent::Map;
 use crate::extent::walk::{self, ChangeKind};
@@ -49,13 +49,9 @@ impl Point {
             Self::Snapshot(id) => id.object(),
         }
     }
-    fn size_bytes(self, inner: &Inner, table: &dyn Table) -> Result<u64> {
+    pub(super) fn size_bytes(self, table: &dyn Table) -> Result<u64> {
         Ok(match self {
-            Self::Volume(id) => {
-                let record = catalogue::need_volume(table, id)?;
-                inner.need_alone(table, id, "comparing")?;
-                record.common.size_bytes
-            }
+            Self::Volume(id) => catalogue::need_volume(table, id)?.common.size_bytes,
             Self::Snapshot(id) => catalogue::need_snapshot(table, id)?.common.size_bytes,
         })
     }
@@ -97,6 +93,15 @@ struct Side {
 impl Side {
     fn map(side: Option<&Self>) -> Map {
         side.map_or_else(Map::empty, |s| s.object.map_snapshot())
+    }
+
+    fn base(side: Option<&Self>) -> Option<Arc<Base>> {
+        side.and_then(|s| s.object.base())
+    }
+
+    /// What it shows at a block, and before which block that may change.
+    fn show(side: Option<&Self>, engine: &Engine, lba: u64) -> Result<(Shown, u64)> {
+        side.map_or(Ok((Shown::Hole, u64::MAX)), |s| engine.show(&s.object, lba))
     }
 }
 
@@ -149,24 +154,24 @@ impl Inner {
             // Nothing changes, so nothing has to be held.
             let table: &dyn Table = &*self.engine;
             if let Some(from) = from {
-                from.size_bytes(self, table)?;
+                from.size_bytes(table)?;
             }
-            let size_bytes = to.size_bytes(self, table)?;
+            let size_bytes = to.size_bytes(table)?;
             let from = from.map(Point::object);
             return Diff::new(self, from, to.object(), size_bytes, offset, Vec::new());
         }
         let (from, to, size_bytes) = self.transact(|batch| {
             if let Some(from) = from {
-                from.size_bytes(self, batch.table())?;
+                from.size_bytes(batch.table())?;
             }
-            let size_bytes = to.size_bytes(self, batch.table())?;
+            let size_bytes = to.size_bytes(batch.table())?;
             let mut freeze = |point: Point| -> Result<ObjectId> {
                 let id = ObjectId(batch.claim_id("ephemeral copy", None)?.into_bytes());
                 batch.stage(|stage| {
                     catalogue::insert_ephemeral(stage, id);
                     Ok(())
                 })?;
-                batch.share(id, point.object());
+                batch.share(id, point.object())?;
                 Ok(id)
             };
             let from = from.map(&mut freeze).transpose()?;
@@ -177,14 +182,15 @@ impl Inner {
     }
 
     fn thaw(&self, ids: &[ObjectId]) -> Result<()> {
+        let mut gone = Vec::new();
         self.engine.transact(|txn| {
             for id in ids {
                 catalogue::remove_ephemeral(txn, *id);
-                catalogue::Stage::trash(txn, *id);
+                gone.extend(catalogue::Stage::trash(txn, *id)?.into_iter().chain([*id]));
             }
             Ok(())
         })?;
-        self.engine.forget_trash(ids);
+        self.engine.forget_trash(&gone);
         Ok(())
     }
 }
@@ -241,7 +247,7 @@ impl Diff {
 
     /// Data blocks mapped at the first point, if there is one, and at the second.
     pub(crate) fn data_blocks(&self) -> Result<(Option<u64>, u64)> {
-        let count = |side: &Side| self.engine().mapped_blocks(&side.object);
+        let count = |side: &Side| self.engine().shown_blocks(&side.object);
         Ok((self.from.as_ref().map(count).transpose()?, count(&self.to)?))
     }
 
@@ -262,33 +268,68 @@ impl Diff {
     /// Finds the next changes; the last of them is kept back, because the next may continue it.
     fn search(&mut self) -> Result<()> {
         let (from, to) = (Side::map(self.from.as_ref()), Side::map(Some(&self.to)));
+        let bases = (Side::base(self.from.as_ref()), Side::base(Some(&self.to)));
+        let apart = match &bases {
+            (Some(a), Some(b)) if a.id() != b.id() => a.blocks().max(b.blocks()),
+            (None, Some(base)) | (Some(base), None) => base.blocks(),
+            _ => 0,
+        };
         while !self.done && self.found.len() <= PIECE {
-            let store = self.engine().store();
-            let next = if self.next_lba < self.limit_lba {
-                walk::next_change(store, &from, &to, self.next_lba, self.limit_lba)?
-            } else {
-                None
-            };
-            let Some((lbas, kind)) = next else {
+            if self.next_lba >= self.limit_lba {
                 self.done = true;
-                break;
-            };
-            let kind = match kind {
-                ChangeKind::Data => ExtentKind::Data,
-                ChangeKind::Zero => ExtentKind::Zero,
-                ChangeKind::Hole => ExtentKind::Hole,
-            };
-            // Whatever the walk says, the search moves on.
-            self.next_lba = lbas.end.max(self.next_lba + 1);
-            let range = lbas.start * BLOCK_BYTES..lbas.end * BLOCK_BYTES;
-            match self.found.back_mut() {
-                Some(last) if last.kind == kind && last.range.end == range.start => {
-                    last.range.end = range.end
+            } else if self.next_lba < apart {
+                self.step(apart)?;
+            } else if let Some((lbas, kind)) =
+                walk::next_change(self.engine().store(), &from, &to, self.next_lba, self.limit_lba)?
+            {
+                match kind {
+                    // Both lie over the same: where only the first map had something, that shows again.
+                    ChangeKind::Hole if bases.1.is_some() => self.uncovered(lbas)?,
+                    ChangeKind::Data => self.add(lbas, ExtentKind::Data),
+                    ChangeKind::Zero => self.add(lbas, ExtentKind::Zero),
+                    ChangeKind::Hole => self.add(lbas, ExtentKind::Hole),
                 }
-                _ => self.found.push_back(Change { range, kind }),
+            } else {
+                self.done = true;
             }
         }
         Ok(())
+    }
+
+    /// Compares the next blocks of two points over different bases, up to `end`: equal holes are not equal there.
+    fn step(&mut self, end: u64) -> Result<()> {
+        let lba = self.next_lba;
+        let (a, end_a) = Side::show(self.from.as_ref(), self.engine(), lba)?;
+        let (b, end_b) = Side::show(Some(&self.to), self.engine(), lba)?;
+        let end = end_a.min(end_b).min(end).min(self.limit_lba);
+        if a == b {
+            self.next_lba = end.max(lba + 1);
+        } else {
+            self.add(lba..end, b.into());
+        }
+        Ok(())
+    }
+
+    /// Adds what the second point shows of its base in a range, or the first pieces of it.
+    fn uncovered(&mut self, lbas: Range<u64>) -> Result<()> {
+        let mut lba = lbas.start;
+        while lba < lbas.end && self.found.len() <= PIECE {
+            let (shown, end) = self.engine().show(&self.to.object, lba)?;
+            let end = end.min(lbas.end);
+            self.add(lba..end, shown.into());
+            lba = end.max(lba + 1);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, lbas: Range<u64>, kind: ExtentKind) {
+        // Whatever the maps say, the search moves on.
+        self.next_lba = lbas.end.max(self.next_lba + 1);
+        let range = lbas.start * BLOCK_BYTES..lbas.end * BLOCK_BYTES;
+        match self.found.back_mut() {
+            Some(last) if last.kind == kind && last.range.end == range.start => last.range.end = range.end,
+            _ => self.found.push_back(Change { range, kind }),
+        }
     }
 }
 

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::commit::Object;
+use crate::commit::{Object, Shown};
 use crate::error::{Error, Limited, Result, StateRule, Violation};
-use crate::extent::Found;
 use crate::units::{BLOCK, BLOCK_BYTES, SnapshotId, VolumeId};
 
 use super::attachments::{NoPlace, Place};
@@ -43,12 +42,23 @@ impl AttachOptions {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[non_exhaustive]
 pub enum ExtentKind {
-    /// Stored bytes.
+    /// Stored bytes; on a volume over an external base also what was not brought in from there yet.
     Data,
     /// Zeroes that were written as such; they take no data blocks.
     Zero,
     /// Nothing was ever written, or it was discarded; reads zero.
     Hole,
+}
+
+impl From<Shown> for ExtentKind {
+    fn from(shown: Shown) -> Self {
+        match shown {
+            Shown::Hole => Self::Hole,
+            Shown::Zero => Self::Zero,
+            // Nobody knows yet what it is.
+            Shown::Data(_) | Shown::Outside(_) => Self::Data,
+        }
+    }
 }
 
 /// A range of a disk and what lies there.
@@ -113,7 +123,7 @@ impl Pool {
         if status != VolumeStatus::Available {
             return Err(wrong_status(id, status, "attach"));
         }
-        inner.need_base_supplied(id)?;
+        inner.need_base_supplied("volume", id.object())?;
         let stored = servers::stored(&*inner.engine, id)?;
         let server_reads = !stored.is_empty() && stored.iter().all(|a| a.read_only);
         let read_only = if inner.engine.is_read_only() {
@@ -132,7 +142,8 @@ impl Pool {
     /// Attaches a snapshot for reading, any number of times. It cannot be deleted until its disks are dropped.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidState` when it is neither `available` nor `backing-up`; `Busy` while it is being deleted; `Corrupt`,
+    /// `NotFound`; `InvalidState` when it is neither `available` nor `backing-up`, or over a base that was not
+    /// [handed over](Pool::supply_base); `Busy` while it is being deleted; `Corrupt`,
     /// `Io`, `Closed`.
     pub fn attach_snapshot(&self, id: SnapshotId) -> Result<Disk> {
         let inner = &self.inner;
@@ -146,6 +157,7 @@ impl Pool {
             SnapshotStatus::Available | SnapshotStatus::BackingUp => {}
             status => return Err(snapshot_status(id, status, "attach")),
         }
+        inner.need_base_supplied("snapshot", id.object())?;
         place.grow(record.common.size_bytes);
         let object = inner.engine.object(id.object())?;
         let of = Attached::Snapshot(id);
@@ -391,14 +403,8 @@ impl Extents<'_> {
         if self.at >= self.end {
             return Ok(None);
         }
-        let looked = self.disk.inner.engine.look(&self.disk.object, self.at / BLOCK_BYTES)?;
-        let (kind, next) = match looked {
-            // What shows through from a base is not empty.
-            Err(next) => (ExtentKind::Data, next),
-            Ok(Found::Extent(e)) if e.block().is_some() => (ExtentKind::Data, e.end()),
-            Ok(Found::Extent(e)) => (ExtentKind::Zero, e.end()),
-            Ok(Found::Hole(next)) => (ExtentKind::Hole, next),
-        };
+        let (shown, next) = self.disk.inner.engine.show(&self.disk.object, self.at / BLOCK_BYTES)?;
+        let kind = shown.into();
         let end = next.saturating_mul(BLOCK_BYTES).min(self.end);
         let range = self.at..end;
         self.at = end;

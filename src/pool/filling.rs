@@ -176,7 +176,7 @@ impl Batch<'_> {
             }
         })?;
         if volume_record.is_some() || snapshot_record.is_some() {
-            self.trash_unwatched(object);
+            self.trash_unwatched(object)?;
         }
         Ok(())
     }
@@ -217,7 +217,6 @@ impl Pool {
         let status = VolumeStatus::RestoringBackup;
         let (size_bytes, job) = self.transact(|batch| {
             let record = catalogue::need_volume(batch.table(), id)?;
-            self.inner.need_alone(batch.table(), id, "restore")?;
             match batch.volume_status(id, &record)? {
                 VolumeStatus::Available => {}
                 now => return Err(wrong_status(id, now, "restore")),

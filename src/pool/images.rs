@@ -132,7 +132,6 @@ impl Batch<'_> {
         let virtual_bytes = match from {
             Point::Volume(source) => {
                 let volume = catalogue::need_volume(self.table(), source)?;
-                self.inner.need_alone(self.table(), source, "upload")?;
                 let status = self.volume_status(source, &volume)?;
                 if !status.allows_clone() {
                     return Err(super::volumes::wrong_status(source, status, "upload"));
@@ -154,7 +153,7 @@ impl Batch<'_> {
         record.checksum = content.checksum;
         record.updated = Some(self.now());
         self.stage(|stage| catalogue::update_image(stage, id, &record))?;
-        self.share(id.object(), from.object());
+        self.share(id.object(), from.object())?;
         self.image(id)
     }
 
@@ -181,8 +180,9 @@ impl Batch<'_> {
             return Err(Error::Busy { object: "image", id: id.to_string(), why: "it is protected" });
         }
         self.stage(|stage| catalogue::remove_image(stage, id, &record))?;
-        self.trash(id.object());
-        Ok(Deletion::new(self.inner, None, Vec::new(), vec![id.object()]))
+        let mut ids = Vec::new();
+        self.trash(id.object(), &mut ids)?;
+        Ok(Deletion::new(self.inner, None, Vec::new(), ids))
     }
 
     /// The image as this batch leaves it so far.

@@ -98,8 +98,7 @@ impl Importing {
             catalogue::remove_ephemeral(stage, id.object());
             Ok(())
         })?;
-        batch.trash_unwatched(id.object());
-        Ok(())
+        batch.trash_unwatched(id.object())
     }
 }
 

@@ -12,7 +12,7 @@
 //! - P4 Only `available` and the error statuses are stored. `in-use` follows from open handles and from stored
 //!   attachments, transient statuses from the jobs that run, in memory. What an interrupted job must leave
 //!   behind is stored before it begins. After a crash there is therefore no transient status.
-//! - P5 Volumes, snapshots and ephemeral copies share one space of ids: an id names one map.
+//! - P5 Volumes, snapshots, images, bases and ephemeral copies share one space of ids: an id names one map.
 //! - P6 Attaching claims its place before it looks at the record; deleting looks at the places inside its
 //!   transaction. Whichever comes second loses with a typed error.
 //! - P7 Every rule asks for the status in one way, [`Batch::volume_status`] or [`Batch::snapshot_status`]: a job
@@ -44,6 +44,7 @@ mod importing;
 mod jobs;
 mod limits;
 mod options;
+mod origins;
 #[allow(clippy::module_inception)]
 mod pool;
 mod projects;
@@ -64,7 +65,7 @@ mod volumes;
 mod zones;
 
 pub use backups::{Backup, BackupQuery, BackupStatus};
-pub use base::{Hydrating, Hydration};
+pub use base::{Base, BaseChecksums, BaseSource, Hydrating, Hydration};
 #[cfg(feature = "internals")]
 pub(crate) use records::law as records_law;
 
@@ -85,11 +86,12 @@ pub use limits::{
     MAX_VOLUMES_PER_CALL, TextLimit,
 };
 pub use options::{Background, CreateOptions, OpenOptions, ReadMode};
+pub(crate) use origins::Identity;
+pub use origins::{Origin, ResumePoint, UnfinishedReceive};
 pub use pool::Pool;
 pub use projects::{Project, Usage};
 pub use query::{Page, SnapshotQuery, SortKey, SortOrder, VolumeQuery};
-pub(crate) use receives::{Arrival, Identity, Landing, Target};
-pub use receives::{Origin, ResumePoint, UnfinishedReceive};
+pub(crate) use receives::{Arrival, Landing, Target};
 pub use servers::{Attachment, AttachmentSpec, ServerState};
 pub use snapshot::{RollbackOptions, Snapshot, SnapshotSpec, Trigger, Warning};
 pub use space::{ObjectSpace, PoolSpace};

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::units::{Geometry, SnapshotId};
 
 use super::attachments::Attachments;
-use super::base::Bases;
+use super::base::Running;
 use super::catalogue::{self, Index, Stage};
 use super::jobs::Jobs;
 use super::limits::Limits;
@@ -39,7 +39,7 @@ pub(super) struct Inner {
     pub(super) attachments: Arc<Attachments>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) backups: super::backups::State,
-    pub(super) bases: Bases,
+    pub(super) hydrating: Running,
 }
 
 const _: fn() = || {
@@ -146,7 +146,7 @@ impl Pool {
             attachments: Arc::default(),
             jobs: Arc::default(),
             backups: Default::default(),
-            bases: Bases::default(),
+            hydrating: Running::default(),
         };
         Self::from_inner(&Arc::new(inner))
     }
@@ -184,16 +184,17 @@ impl Pool {
             if left.is_empty() {
                 return Ok(());
             }
+            let mut gone = Vec::new();
             self.inner.engine.transact(|txn| {
                 for id in &left {
                     catalogue::remove_ephemeral(txn, *id);
                     // An unfinished receive that was not to be kept is one of them.
                     catalogue::remove_receive(txn, SnapshotId::new(Uuid::from_bytes(id.0)));
-                    Stage::trash(txn, *id);
+                    gone.extend(Stage::trash(txn, *id)?.into_iter().chain([*id]));
                 }
                 Ok(())
             })?;
-            self.inner.engine.forget_trash(&left);
+            self.inner.engine.forget_trash(&gone);
         }
     }
 

@@ -7,7 +7,7 @@
 //! | 0 | 1 | version | 2 |
 //! | 1 | 1 | kind | 1 volume, 2 snapshot |
 //! | 2 | 1 | status | number of the status |
-//! | 3 | 1 | source | volume: 0 blank, 1 snapshot, 2 volume, 3 image, 4 backup; snapshot: 0 |
+//! | 3 | 1 | source | volume: 0 blank, 1 snapshot, 2 volume, 3 image, 4 backup, 5 base; snapshot: 0 |
 //! | 4 | 4 | epoch | snapshot: the epoch it ended; volume: 0 |
 //! | 8 | 8 | size_bytes | virtual size in bytes |
 //! | 16 | 8 | created | microseconds since 1970 |
@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::error::{Corruption, Result};
-use crate::units::{BLOCK_BYTES, BackupId, ImageId, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use crate::units::{BLOCK_BYTES, BackupId, BaseId, ImageId, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 
 use super::aliases::Alias;
 use super::fields::{Texts, id_at, u16_at, u32_at, u64_at};
@@ -123,6 +123,7 @@ impl Record for VolumeRecord {
             VolumeSource::Volume(id) => (2, id.raw()),
             VolumeSource::Image(id) => (3, id.raw()),
             VolumeSource::Backup(id) => (4, id.raw()),
+            VolumeSource::Base(id) => (5, id.raw()),
         };
         let flags = (u16::from(self.multiattach) * MARKED) | (u16::from(self.read_only) * SPECIAL);
         let head = Fixed { kind: KIND_VOLUME, status: self.status.code(), source, flags, epoch: 0, other };
@@ -142,7 +143,8 @@ impl Record for VolumeRecord {
             (2, id) => VolumeSource::Volume(VolumeId::new(id)),
             (3, id) => VolumeSource::Image(ImageId::new(id)),
             (4, id) => VolumeSource::Backup(BackupId::new(id)),
-            (source, _) => return Err(bad("source", "0 without an id, or 1 to 4", source.into())),
+            (5, id) => VolumeSource::Base(BaseId::new(id)),
+            (source, _) => return Err(bad("source", "0 without an id, or 1 to 5", source.into())),
         };
         if fixed.epoch != 0 {
             return Err(bad("epoch", "0", fixed.epoch.into()));
@@ -334,6 +336,7 @@ impl Head {
 /// For any bytes: what is accepted encodes to them again.
 #[cfg(feature = "internals")]
 pub(crate) fn law(bytes: &[u8]) {
+    super::base::law(bytes);
     if let Ok(volume) = VolumeRecord::decode(bytes) {
         assert!(volume.encode() == bytes, "a volume record has changed");
     }
@@ -377,11 +380,12 @@ mod tests {
         #[test]
         fn records_survive_their_encoding(common in common(), id in any::<u128>(), mark in any::<bool>(), placement in proptest::option::of("\\PC{0,60}"), pick in 0usize..18, epoch in any::<u32>()) {
             let id = Uuid::from_u128(id);
-            let source = match pick % 5 {
+            let source = match pick % 6 {
                 0 => VolumeSource::Blank,
                 1 => VolumeSource::Snapshot(SnapshotId::new(id)),
                 2 => VolumeSource::Volume(VolumeId::new(id)),
                 3 => VolumeSource::Image(ImageId::new(id)),
+                4 => VolumeSource::Base(BaseId::new(id)),
                 _ => VolumeSource::Backup(BackupId::new(id)),
             };
             let (status, multiattach, read_only) = (VolumeStatus::ALL[pick], mark, pick % 2 == 0);

@@ -47,7 +47,6 @@ impl Batch<'_> {
         spec: SnapshotSpec,
         backup_owned: bool,
     ) -> Result<Snapshot> {
-        self.inner.need_alone(self.table(), volume, "create_snapshot")?;
         let id = SnapshotId::new(self.claim_id("snapshot", spec.id.map(SnapshotId::raw))?);
         let alias = self.claim_alias(AliasOf::Snapshot, id.object())?;
         let record = SnapshotRecord {
@@ -68,7 +67,7 @@ impl Batch<'_> {
             },
         };
         self.stage(|stage| catalogue::insert_snapshot(stage, id, &record))?;
-        self.share(id.object(), volume.object());
+        self.share(id.object(), volume.object())?;
         self.snapshot(id)
     }
 
@@ -150,8 +149,9 @@ impl Batch<'_> {
             catalogue::set_finished(stage, id.object());
             catalogue::remove_snapshot(stage, id, &record)
         })?;
-        self.trash(id.object());
-        let mut deletion = Deletion::new(self.inner, None, vec![id], vec![id.object()]);
+        let mut ids = Vec::new();
+        self.trash(id.object(), &mut ids)?;
+        let mut deletion = Deletion::new(self.inner, None, vec![id], ids);
         if record.backup_owned {
             deletion.warn(Warning::NextBackupIsFull);
         }
@@ -199,7 +199,7 @@ impl Batch<'_> {
         if was != VolumeStatus::Available {
             self.stage(|stage| catalogue::update_volume(stage, volume, &record))?;
         }
-        self.replace(volume.object(), id.object());
+        self.replace(volume.object(), id.object())?;
         self.inner.describe_volume(self.table(), volume, record)
     }
 }

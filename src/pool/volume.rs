@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::{Error, Result, Violation};
-use crate::units::{BackupId, ImageId, SnapshotId, VolumeId};
+use crate::units::{BackupId, BaseId, ImageId, SnapshotId, VolumeId};
 
 use super::limits::{Limits, MAX_PLACEMENT_BYTES, check_metadata};
 use super::projects::{self, Project};
@@ -27,6 +27,8 @@ pub enum VolumeSource {
     Image(ImageId),
     /// A backup.
     Backup(BackupId),
+    /// An external base, which shows where nothing was written.
+    Base(BaseId),
 }
 
 /// A volume at the moment it was asked about.
@@ -170,6 +172,11 @@ impl VolumeSpec {
     /// A clone of an active image, as large as that needs unless [`size`](Self::size) says more. It is bootable.
     pub fn from_image(image: ImageId) -> Self {
         Self::new(VolumeSource::Image(image), None)
+    }
+    /// Over an [external base](super::Pool::create_volume_over) that the pool has: as large as it unless
+    /// [`size`](Self::size) says more.
+    pub fn from_base(base: BaseId) -> Self {
+        Self::new(VolumeSource::Base(base), None)
     }
     /// A volume that is going to be filled from a backup: for
     /// [`Pool::create_volume_from_backup`](super::Pool::create_volume_from_backup), or for

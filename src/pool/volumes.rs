@@ -175,13 +175,17 @@ impl Batch<'_> {
                 let least_bytes = image.virtual_bytes.max(image.min_disk_bytes);
                 Origin { least_bytes, project, bootable: true, ..Origin::default() }
             }
+            VolumeSource::Base(id) => {
+                let least_bytes = self.inner.need_base_record(table, id)?.volume_bytes();
+                Origin { least_bytes, ..Origin::default() }
+            }
         })
     }
 
     fn check_source_status(&self, spec: &VolumeSpec) -> Result<()> {
         let table = self.table();
         match spec.source {
-            VolumeSource::Blank | VolumeSource::Backup(_) => Ok(()),
+            VolumeSource::Blank | VolumeSource::Backup(_) | VolumeSource::Base(_) => Ok(()),
             VolumeSource::Snapshot(id) => {
                 let record = catalogue::need_snapshot(table, id)?;
                 if record.backup_owned {
@@ -191,7 +195,6 @@ impl Batch<'_> {
             }
             VolumeSource::Volume(id) => {
                 let record = catalogue::need_volume(table, id)?;
-                self.inner.need_alone(table, id, "clone")?;
                 match self.volume_status(id, &record)? {
                     status if status.allows_clone() => Ok(()),
                     status => Err(wrong_status(id, status, "clone")),
@@ -239,9 +242,10 @@ impl Batch<'_> {
         })?;
         match spec.source {
             VolumeSource::Blank | VolumeSource::Backup(_) => {}
-            VolumeSource::Snapshot(source) => self.share(id.object(), source.object()),
-            VolumeSource::Volume(source) => self.share(id.object(), source.object()),
-            VolumeSource::Image(source) => self.share(id.object(), source.object()),
+            VolumeSource::Snapshot(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Volume(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Image(source) => self.share(id.object(), source.object())?,
+            VolumeSource::Base(source) => self.lay_over(id.object(), source)?,
         }
         self.volume(id)
     }
@@ -375,13 +379,10 @@ impl Batch<'_> {
                 return Err(busy_snapshot(*snapshot, "it is attached"));
             }
         }
-        // What is told at the end is made before anything is done.
-        let mut ids: Vec<ObjectId> = memory::with_room(1 + doomed.len())?;
-        ids.push(id.object());
-        ids.extend(doomed.iter().map(|(snapshot, _)| snapshot.object()));
+        // What is told at the end is made before anything is done; each map may take a base along.
+        let mut ids = memory::with_room(2 * (1 + doomed.len()))?;
         let mut snapshots = memory::with_room(doomed.len())?;
         snapshots.extend(doomed.iter().map(|(snapshot, _)| *snapshot));
-        self.drop_base(id)?;
         self.stage(|stage| {
             for (snapshot, record) in &doomed {
                 catalogue::remove_snapshot(stage, *snapshot, record)?;
@@ -390,8 +391,9 @@ impl Batch<'_> {
             catalogue::set_finished(stage, id.object());
             catalogue::remove_volume(stage, id, &record)
         })?;
-        for id in &ids {
-            self.trash(*id);
+        self.trash(id.object(), &mut ids)?;
+        for (snapshot, _) in &doomed {
+            self.trash(snapshot.object(), &mut ids)?;
         }
         Ok(Deletion::new(self.inner, Some(id), snapshots, ids))
     }
@@ -544,6 +546,7 @@ impl VolumeSource {
             Self::Volume(id) => ("volume", id.to_string()),
             Self::Image(id) => ("image", id.to_string()),
             Self::Backup(id) => ("backup", id.to_string()),
+            Self::Base(id) => ("base", id.to_string()),
         }
     }
 }

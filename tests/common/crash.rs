@@ -399,7 +399,7 @@ pub(crate) fn random_run(seed: u64, plan: Plan, count: &Count) {
 pub(crate) const LIMITS: Limits = Limits { volumes: 3, snapshots: 4, blocks: 16 };
 
 /// Each operation that changes a pool, once.
-pub(crate) const ALPHABET: [Op; 22] = {
+pub(crate) const ALPHABET: [Op; 24] = {
     use super::ops::Kind;
     [
         Op::new(Kind::Write, 0, 0, 0),
@@ -424,6 +424,8 @@ pub(crate) const ALPHABET: [Op; 22] = {
         Op::new(Kind::Drain, 0, 0, 0),
         Op::new(Kind::Reopen, 0, 0, 0),
         Op::new(Kind::Hold, 0, 0, 0),
+        Op::new(Kind::CreateOver, 0, 4, 1),
+        Op::new(Kind::Hydrate, 0, 1, 0),
     ]
 };
 

@@ -4,6 +4,7 @@
 // Every test binary compiles all of this and uses some of it; what one leaves unused another one needs.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod bases;
 pub(crate) mod crash;
 pub(crate) mod damage;
 pub(crate) mod kill;
@@ -15,6 +16,7 @@ pub(crate) mod syncs;
 pub(crate) mod target;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -140,6 +142,7 @@ impl<M: Medium> Rig<M> {
 
     pub(crate) fn over(pool: Pool, medium: M, shape: Shape, mut model: Model) -> Self {
         model.attached.clear();
+        bases::supply_all(&pool).unwrap();
         // What an earlier user deleted may still be on its way back.
         Self { pool: Some(pool), medium, shape, model, disks: BTreeMap::new(), reclaiming: true, serial: 1 }
     }
@@ -224,12 +227,35 @@ impl<M: Medium> Rig<M> {
                     pool.close()?;
                 }
                 let options = self.shape.open_with_ids(100 + self.serial);
-                self.pool = Some(Pool::open_on(self.medium.again(), options)?);
+                let pool = self.pool.insert(Pool::open_on(self.medium.again(), options)?);
+                bases::supply_all(pool)?;
             }
             Action::Create { id, blocks, name } => {
                 let spec = VolumeSpec::blank((blocks * BLOCK) as u64).id(*id).name(name);
                 let volume = self.pool().create_volume(spec)?;
                 assert_eq!((volume.id, volume.size_bytes), (*id, (blocks * BLOCK) as u64));
+            }
+            Action::CreateOver { id, base, base_blocks, blocks, name } => {
+                let size_bytes = (blocks * BLOCK) as u64;
+                let dress = |spec: VolumeSpec| spec.size(size_bytes).id(*id).name(name);
+                if self.model.bases.contains_key(base) {
+                    self.pool().create_volume(dress(VolumeSpec::from_base(*base)))?;
+                } else {
+                    let source = bases::source(*base, (base_blocks * BLOCK) as u64);
+                    self.pool().create_volume_over(source, dress(VolumeSpec::image()))?;
+                }
+            }
+            Action::Hydrate { base, pieces } => {
+                let mut left = pieces.unwrap_or(usize::MAX);
+                let hydrated = self.pool().hydrate(*base, |_| {
+                    left -= 1;
+                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
+                match hydrated {
+                    Err(Error::Cancelled { .. }) => {}
+                    done => done?,
+                }
+                self.reclaiming = true;
             }
             Action::CloneSnapshot { id, from, blocks, name } => {
                 let spec = VolumeSpec::from_snapshot(*from).size((blocks * BLOCK) as u64).id(*id).name(name);
@@ -284,7 +310,7 @@ impl<M: Medium> Rig<M> {
                 self.reclaiming = true;
             }
             Action::DeleteSnapshot { id, wait } => {
-                let frees = self.model.exclusive_bytes(&[id.raw()]);
+                let frees = observe::frees(self.pool(), &self.model, &[id.raw()]);
                 let exact = !self.reclaiming;
                 let deletion = self.pool().delete_snapshot(*id)?;
                 self.finish(deletion, *wait, exact, frees)?;
@@ -297,7 +323,7 @@ impl<M: Medium> Rig<M> {
                 if *policy == snapvol::Snapshots::Delete {
                     ids.extend(self.model.snapshots_of(*id).iter().map(|id| id.raw()));
                 }
-                let frees = self.model.exclusive_bytes(&ids);
+                let frees = observe::frees(self.pool(), &self.model, &ids);
                 let exact = !self.reclaiming;
                 let deletion = self.pool().delete_volume(*id, *policy)?;
                 self.finish(deletion, *wait, exact, frees)?;

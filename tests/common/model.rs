@@ -7,20 +7,47 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use snapvol::{Error, SnapshotId, VolumeId};
+use snapvol::{BaseId, Error, SnapshotId, VolumeId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::rng::Rng;
 
 pub(crate) const BLOCK: usize = 4096;
 
 pub(crate) struct Block {
     pub(crate) hash: u64,
     pub(crate) bytes: Box<[u8]>,
+    /// It belongs to a base: whether the pool has it yet depends on who has looked.
+    of_base: bool,
 }
 
 impl Block {
     fn new(bytes: Vec<u8>) -> Arc<Self> {
         assert_eq!(bytes.len(), BLOCK);
-        Arc::new(Self { hash: xxh3_64(&bytes), bytes: bytes.into() })
+        Arc::new(Self { hash: xxh3_64(&bytes), bytes: bytes.into(), of_base: false })
+    }
+}
+
+/// An external base: what it holds follows from its id.
+#[derive(Clone)]
+pub(crate) struct BaseModel(Arc<Vec<Arc<Block>>>);
+
+impl BaseModel {
+    pub(crate) fn new(id: BaseId, blocks: usize) -> Self {
+        let block = |n| {
+            let bytes = Self::bytes(id, n);
+            Arc::new(Block { hash: xxh3_64(&bytes), bytes: bytes.into(), of_base: true })
+        };
+        Self(Arc::new((0..blocks).map(block).collect()))
+    }
+
+    /// The bytes of one block.
+    pub(crate) fn bytes(id: BaseId, block: usize) -> Vec<u8> {
+        Rng::stamp_bytes(xxh3_64(id.raw().as_bytes()) ^ block as u64, BLOCK)
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -65,27 +92,37 @@ impl Cell {
 
     fn address(&self) -> Option<*const Block> {
         match self {
-            Cell::Data(block) => Some(Arc::as_ptr(block)),
-            Cell::Hole | Cell::Zero => None,
+            Cell::Data(block) if !block.of_base => Some(Arc::as_ptr(block)),
+            Cell::Data(_) | Cell::Hole | Cell::Zero => None,
         }
     }
 }
 
 /// The content of a volume or snapshot.
 #[derive(Clone)]
-pub(crate) struct Map(Arc<Vec<Cell>>);
+pub(crate) struct Map {
+    cells: Arc<Vec<Cell>>,
+    /// The base that it lies over, and how far that reaches, in blocks.
+    pub(crate) over: Option<(BaseId, usize)>,
+}
 
 impl Map {
     pub(crate) fn blank(blocks: usize) -> Self {
-        Self(Arc::new(vec![Cell::Hole; blocks]))
+        Self { cells: Arc::new(vec![Cell::Hole; blocks]), over: None }
+    }
+
+    pub(crate) fn over(id: BaseId, base: &BaseModel, blocks: usize) -> Self {
+        let mut cells: Vec<Cell> = base.0.iter().cloned().map(Cell::Data).collect();
+        cells.resize(blocks, Cell::Hole);
+        Self { cells: Arc::new(cells), over: Some((id, base.blocks())) }
     }
 
     pub(crate) fn cells(&self) -> &[Cell] {
-        &self.0
+        &self.cells
     }
 
     pub(crate) fn blocks(&self) -> usize {
-        self.0.len()
+        self.cells.len()
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -93,7 +130,7 @@ impl Map {
     }
 
     pub(crate) fn resize(&mut self, blocks: usize) {
-        Arc::make_mut(&mut self.0).resize(blocks, Cell::Hole);
+        Arc::make_mut(&mut self.cells).resize(blocks, Cell::Hole);
     }
 
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
@@ -116,8 +153,12 @@ impl Map {
         });
     }
 
-    /// `offset` and `len` are multiples of the block size.
+    /// `offset` and `len` are multiples of the block size. Over a base a discarded range becomes zeroes, or the base
+    /// would show.
     pub(crate) fn discard(&mut self, offset: u64, len: u64) {
+        if self.over.is_some_and(|(_, blocks)| offset < (blocks * BLOCK) as u64) {
+            return self.write_zeroes(offset, len);
+        }
         self.change(offset, len, |_, _, inside, _| {
             assert_eq!(inside.len(), BLOCK, "the model discards whole blocks");
             Cell::Hole
@@ -130,7 +171,7 @@ impl Map {
         len: u64,
         mut with: impl FnMut(usize, &Cell, std::ops::Range<usize>, usize) -> Cell,
     ) {
-        let cells = Arc::make_mut(&mut self.0);
+        let cells = Arc::make_mut(&mut self.cells);
         let (mut at, end) = (offset as usize, (offset + len) as usize);
         while at < end {
             let block = at / BLOCK;
@@ -142,11 +183,12 @@ impl Map {
     }
 
     pub(crate) fn read(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|cell| cell.bytes()).collect()
+        self.cells.iter().flat_map(|cell| cell.bytes()).collect()
     }
 
+    /// Blocks that its own map names.
     pub(crate) fn data_blocks(&self) -> usize {
-        self.0.iter().filter(|cell| matches!(cell, Cell::Data(_))).count()
+        self.cells.iter().filter(|cell| matches!(cell, Cell::Data(block) if !block.of_base)).count()
     }
 }
 
@@ -154,7 +196,7 @@ impl Map {
 pub(crate) struct VolumeModel {
     pub(crate) name: String,
     pub(crate) map: Map,
-    /// Objects that came from one blank volume are of one family; only these can be compared.
+    /// Objects that came from one blank volume, or lie over one base, are of one family; only these can be compared.
     pub(crate) family: u64,
 }
 
@@ -195,6 +237,8 @@ impl Refusal {
 pub(crate) struct Model {
     pub(crate) volumes: BTreeMap<VolumeId, VolumeModel>,
     pub(crate) snapshots: BTreeMap<SnapshotId, SnapshotModel>,
+    /// Bases over which something lies.
+    pub(crate) bases: BTreeMap<BaseId, BaseModel>,
     pub(crate) attached: BTreeSet<VolumeId>,
 }
 
@@ -209,6 +253,9 @@ impl Model {
             let hashes = snapshot.map.cells().iter().map(Cell::mark);
             digest.snapshot(*id, snapshot.volume, &snapshot.name, snapshot.held, hashes);
         }
+        for (id, base) in &self.bases {
+            digest.base(*id, base.blocks());
+        }
         digest.finish()
     }
 
@@ -221,7 +268,24 @@ impl Model {
         volumes.chain(self.snapshots.iter().map(|(id, s)| (id.raw(), &s.map)))
     }
 
-    /// Bytes that come back when all of these objects go.
+    /// Bases that go with these objects.
+    pub(crate) fn bases_going(&self, ids: &[uuid::Uuid]) -> Vec<BaseId> {
+        let left: BTreeSet<BaseId> = self
+            .maps()
+            .filter(|(id, _)| !ids.contains(id))
+            .filter_map(|(_, map)| map.over.map(|(base, _)| base))
+            .collect();
+        self.bases.keys().filter(|id| !left.contains(id)).copied().collect()
+    }
+
+    /// A base goes with the last that lay over it.
+    pub(crate) fn forget_bases(&mut self) {
+        for id in self.bases_going(&[]) {
+            self.bases.remove(&id);
+        }
+    }
+
+    /// Bytes that come back when all of these objects go, bases apart.
     pub(crate) fn exclusive_bytes(&self, ids: &[uuid::Uuid]) -> u64 {
         let mut mine: HashMap<*const Block, bool> = HashMap::new();
         for (id, map) in self.maps() {
@@ -233,7 +297,7 @@ impl Model {
         mine.values().filter(|&&only| only).count() as u64 * BLOCK as u64
     }
 
-    /// Bytes of all blocks that anything reaches, each counted once.
+    /// Bytes of all blocks that anything reaches, each counted once, bases apart.
     pub(crate) fn data_bytes(&self) -> u64 {
         let all: std::collections::HashSet<_> =
             self.maps().flat_map(|(_, map)| map.cells().iter().filter_map(Cell::address)).collect();
@@ -267,6 +331,12 @@ impl Digest {
         self.text(name);
         self.0.update(&[u8::from(held)]);
         self.hashes(hashes);
+    }
+
+    pub(crate) fn base(&mut self, id: BaseId, blocks: usize) {
+        self.0.update(b"base");
+        self.0.update(id.raw().as_bytes());
+        self.0.update(&(blocks as u64).to_le_bytes());
     }
 
     fn text(&mut self, text: &str) {

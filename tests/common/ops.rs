@@ -1,10 +1,10 @@
 //! Operations of a workload: raw words that a generator makes and shrinks, resolved against the model into
 //! something concrete, with the model's answer to each.
 
-use snapvol::{SnapshotId, Snapshots, VolumeId};
+use snapvol::{BaseId, SnapshotId, Snapshots, VolumeId};
 use uuid::Uuid;
 
-use super::model::{BLOCK, Map, Model, Refusal, SnapshotModel, VolumeModel};
+use super::model::{BLOCK, BaseModel, Map, Model, Refusal, SnapshotModel, VolumeModel};
 use super::rng::Rng;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,10 +31,12 @@ pub(crate) enum Kind {
     Rename,
     Hold,
     Drain,
+    CreateOver,
+    Hydrate,
 }
 
 /// How often each kind comes up in random workloads.
-const WEIGHTS: [(Kind, u32); 22] = [
+const WEIGHTS: [(Kind, u32); 24] = [
     (Kind::Flush, 8),
     (Kind::Write, 40),
     (Kind::WriteZeroes, 4),
@@ -57,6 +59,8 @@ const WEIGHTS: [(Kind, u32); 22] = [
     (Kind::Rename, 1),
     (Kind::Hold, 2),
     (Kind::Drain, 1),
+    (Kind::CreateOver, 3),
+    (Kind::Hydrate, 2),
 ];
 
 pub(crate) const WEIGHT_SUM: u32 = {
@@ -122,6 +126,19 @@ pub(crate) enum Action {
         id: VolumeId,
         blocks: usize,
         name: String,
+    },
+    /// A volume over a base: a new one, or one that is there.
+    CreateOver {
+        id: VolumeId,
+        base: BaseId,
+        base_blocks: usize,
+        blocks: usize,
+        name: String,
+    },
+    /// Brings so many pieces of a base in, or all of it.
+    Hydrate {
+        base: BaseId,
+        pieces: Option<usize>,
     },
     CloneSnapshot {
         id: VolumeId,
@@ -264,7 +281,25 @@ impl Action {
                 let blocks = blocks_of(volume) + if b % 3 == 0 { c as usize % 5 } else { 0 };
                 Action::CloneVolume { id: VolumeId::new(fresh(0)), from: volume, blocks, name }
             }
-            Kind::Create | Kind::CloneSnapshot | Kind::CloneVolume | Kind::DeleteVolume => {
+            Kind::CreateOver if model.volumes.len() < limits.volumes => {
+                let there = nth(model.bases.iter(), a).filter(|_| b % 3 == 0);
+                let fresh_blocks = b as usize % limits.blocks + 1;
+                let (base, base_blocks) = there.map_or_else(
+                    || (BaseId::new(fresh(1)), fresh_blocks),
+                    |(base, model)| (*base, model.blocks()),
+                );
+                let blocks = base_blocks + c as usize % 4;
+                Action::CreateOver { id: VolumeId::new(fresh(0)), base, base_blocks, blocks, name }
+            }
+            Kind::Hydrate => {
+                let base = nth(model.bases.keys().copied(), a).unwrap_or(BaseId::new(Uuid::from_u128(3)));
+                Action::Hydrate { base, pieces: (b % 2 == 0).then_some(c as usize % 3 + 1) }
+            }
+            Kind::Create
+            | Kind::CreateOver
+            | Kind::CloneSnapshot
+            | Kind::CloneVolume
+            | Kind::DeleteVolume => {
                 let policy = match b % 5 {
                     0 => Snapshots::Refuse,
                     1 | 2 => Snapshots::Keep,
@@ -300,12 +335,14 @@ impl Action {
     }
 
     /// Number of different answers of [`kind`](Self::kind).
-    pub(crate) const KINDS: usize = 21;
+    pub(crate) const KINDS: usize = 23;
 
     /// The name of the variant, for counts.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Action::Create { .. } => "create",
+            Action::CreateOver { .. } => "createover",
+            Action::Hydrate { .. } => "hydrate",
             Action::CloneSnapshot { .. } => "clonesnapshot",
             Action::CloneVolume { .. } => "clonevolume",
             Action::Attach { .. } => "attach",
@@ -350,6 +387,7 @@ impl Action {
             | Action::Attach { .. }
             | Action::Detach { .. }
             | Action::Drain
+            | Action::Hydrate { .. }
             | Action::Step { .. } => false,
             _ => true,
         }
@@ -367,6 +405,18 @@ impl Model {
                 let family = id.raw().as_u64_pair().1;
                 let volume = VolumeModel { name: name.clone(), map: Map::blank(*blocks), family };
                 next.volumes.insert(*id, volume);
+            }
+            Action::CreateOver { id, base, base_blocks, blocks, name } => {
+                let model = next.bases.entry(*base).or_insert_with(|| BaseModel::new(*base, *base_blocks));
+                let map = Map::over(*base, model, *blocks);
+                // No blank volume has such a number.
+                let family = !base.raw().as_u64_pair().1;
+                next.volumes.insert(*id, VolumeModel { name: name.clone(), map, family });
+            }
+            Action::Hydrate { base, .. } => {
+                if !self.bases.contains_key(base) {
+                    return Err(Refusal::NotFound);
+                }
             }
             Action::CloneSnapshot { id, from, blocks, name } => {
                 let source = self.snapshots.get(from).ok_or(Refusal::NotFound)?;
@@ -431,6 +481,7 @@ impl Model {
                     return Err(Refusal::Busy);
                 }
                 next.snapshots.remove(id);
+                next.forget_bases();
             }
             Action::DeleteVolume { id, policy, detach, .. } => {
                 if !self.volumes.contains_key(id) {
@@ -454,6 +505,7 @@ impl Model {
                     _ => {}
                 }
                 next.volumes.remove(id);
+                next.forget_bases();
             }
             Action::Extend { volume, blocks } => {
                 let target = next.volumes.get_mut(volume).ok_or(Refusal::NotFound)?;

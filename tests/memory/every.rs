@@ -204,7 +204,8 @@ const OPERATIONS: &[(&str, Operation)] = &[
         let disk = pool.attach(made.id, AttachOptions::default())?;
         disk.write_at(&[1; 100], 50)?;
         disk.read_at(&mut plenty(|| vec![0; 8 << 20]), 0)?;
-        pool.hydrate(made.id, on)
+        let base = pool.base_of(made.id)?.unwrap();
+        pool.hydrate(base, on)
     }),
     ("backup and restore", |pool, p| {
         let folder = plenty(|| {

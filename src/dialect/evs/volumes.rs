@@ -186,6 +186,7 @@ fn of_source(source: VolumeSource, size_bytes: Option<u64>) -> VolumeSpec {
         VolumeSource::Snapshot(id) => VolumeSpec::from_snapshot(id),
         VolumeSource::Volume(id) => VolumeSpec::from_volume(id),
         VolumeSource::Image(id) => VolumeSpec::from_image(id),
+        VolumeSource::Base(id) => VolumeSpec::from_base(id),
         // Until one is given: the smallest there is.
         VolumeSource::Backup(id) => VolumeSpec::from_backup(id, bytes(1)),
     };
