@@ -112,9 +112,9 @@ impl Engine {
         let chunks = room(len).min(room(sb.limit_bytes)).max(sb.chunks);
         let engine = Self::assemble(device, config, sb.clone(), chunks, read_only)?;
         if clean {
-            // When the other generation is gone from both its slots, it may have been the newer one, and anything in
-            // the log may say so. Where it is there, only a device that lied about two syncs in a row can have lost a
-            // newer one, which [`begin_epoch`](Self::begin_epoch) has written: then its first records say so.
+            // When the other generation is gone from both its slots, it may have been the newer one, and anything
+            // in the log may say so. Where it is there, only a device that lied about the sync of `begin_epoch` and
+            // about the next one can have lost a newer one: then the first records say so, if any of them is left.
             let ring = engine.space.geometry.log_blocks;
             engine.refuse_if_newer(&sb, if slots.both { FIRST_BLOCKS.min(ring) } else { ring })?;
             if !read_only {
@@ -151,7 +151,8 @@ impl Engine {
             return Ok(engine.start());
         }
         if !slots.whole {
-            // Both copies of the adopted generation, before the first new write.
+            // Both copies of the adopted generation, before the first new write. A second line of defence: the
+            // checkpoint below overwrites the other pair, so one sound copy would do unless it went bad meanwhile.
             engine.write_superblock(&sb)?;
         }
         {
@@ -263,6 +264,10 @@ impl Engine {
     /// The record that continues the chain at its end: the first copy, or the second one wherever behind a
     /// damaged first copy it must start. A place that cannot be read is an error unless the other copy
     /// serves: what may have been durable is never taken for absent.
+    ///
+    /// Epoch and sequence name one record, because every open draws a fresh epoch and a failed write of the log
+    /// latches the pool. That the record names its predecessor is a second line of defence behind them, against
+    /// a log that is put together from copies of one pool that went on apart.
     fn next_record(
         &self,
         sb: &Superblock,

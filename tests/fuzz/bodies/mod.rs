@@ -4,13 +4,13 @@
 //! and 10,000 random inputs each. Whoever adds a door through which bytes come in from outside (a protocol, a
 //! stream, an image format) adds a function here, a line to [`TARGETS`], a target and some seeds.
 
-mod clouds;
 mod image;
 mod import;
 mod log;
 mod nbd;
 mod ops;
 mod repair;
+mod requests;
 mod stream;
 mod watch;
 
@@ -36,9 +36,9 @@ pub(crate) const TARGETS: [(&str, Body); 14] = [
     ("stream", stream::stream),
     ("import", import::qcow2),
     ("nbd", nbd::nbd),
-    ("evs", clouds::evs),
-    ("cbs", clouds::cbs),
-    ("ucloud", clouds::ucloud),
+    ("evs", requests::evs),
+    ("cbs", requests::cbs),
+    ("ucloud", requests::ucloud),
 ];
 
 /// Takes an input apart, from the front. What is missing is zero.
