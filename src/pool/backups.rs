@@ -144,6 +144,7 @@ impl BackupQuery {
         self.project = Some(project.into());
         self
     }
+
     fn matches(&self, backup: &Backup) -> bool {
         self.cut.name.as_ref().is_none_or(|name| backup.name.as_ref() == Some(name))
             && self.status.is_none_or(|status| backup.status == status)
