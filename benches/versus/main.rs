@@ -1,7 +1,7 @@
 //! The engine against the raw floor and its best peers: `cargo bench --bench versus`.
 //!
 //! ```text
-//! cargo bench --bench versus -- [--quick] [--rows N1,N3,...] [--rounds N] [--only core|ageing|scale|threads]
+//! cargo bench --bench versus -- [--quick] [--rows N1,N3,...] [--rounds N] [--only core|ageing|scale|threads] [--without-peers]
 //! ```
 //!
 //! Every row of the design's table is run by all contenders within one round, one after another, in an order that

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::Result;
 
 const USAGE: &str = "cargo bench --bench versus -- [--quick] [--rows N1,N3,...] [--rounds N] [--seed N]
-                              [--only core|ageing|scale|threads]";
+                              [--only core|ageing|scale|threads] [--without-peers]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     rows: Vec<String>,
     only: Option<Part>,
+    /// Whether the peers take part beside the engine and the floor.
+    pub(crate) peers: bool,
     /// Size of the volumes of the core rows.
     pub(crate) volume_bytes: u64,
     /// Operations of a phase that writes, flushes after each operation, or reads.
@@ -41,7 +43,8 @@ impl Plan {
         while let Some(arg) = args.next()? {
             match arg {
                 Long("quick") => {
-                    plan = Self { rows: plan.rows, only: plan.only, seed: plan.seed, ..Self::quick() }
+                    let Self { rows, only, peers, seed, .. } = plan;
+                    plan = Self { rows, only, peers, seed, ..Self::quick() }
                 }
                 Long("rows") => {
                     plan.rows = args.value()?.string()?.split(',').map(str::to_owned).collect();
@@ -57,6 +60,7 @@ impl Plan {
                         other => return Err(format!("no part is called {other}\n{USAGE}").into()),
                     });
                 }
+                Long("without-peers") => plan.peers = false,
                 // What cargo passes to every bench.
                 Long("bench") => {}
                 Long("help") => {
@@ -77,6 +81,7 @@ impl Plan {
             seed: 1,
             rows: Vec::new(),
             only: None,
+            peers: true,
             volume_bytes: 1 << 30,
             writes: 16_384,
             flushes: 1024,

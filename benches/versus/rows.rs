@@ -99,7 +99,7 @@ fn contenders(plan: &Plan, folder: &Path) -> Result<Vec<Contender>> {
         Contender::fill(Box::new(Engine::create(folder, ReadMode::Pread, bytes)?), blocks)?,
         Contender::fill(Box::new(Engine::create(folder, ReadMode::Mmap, bytes)?), blocks)?,
     ];
-    for peer in peers::all(folder, bytes)? {
+    for peer in if plan.peers { peers::all(folder, bytes)? } else { Vec::new() } {
         all.push(Contender::fill(peer, blocks)?);
     }
     Ok(all)

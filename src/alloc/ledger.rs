@@ -152,15 +152,9 @@ impl<'a> Ledger<'a> {
             .into());
         }
         w.dirty = true;
-        let mut zeroed = 0;
-        for i in at..at + len as usize {
-            let new = i64::from(w.counts.get(i)) + delta;
-            let new = u32::try_from(new).map_err(|_| {
-                Corruption::new("count", addr.raw() + (i - at) as u64, "count", "0 to 2^32-1", new)
-            })?;
-            w.counts.set(i, new);
-            zeroed += u64::from(new == 0);
-        }
+        let zeroed = w.counts.add(at, len as usize, delta).map_err(|(i, new)| {
+            Corruption::new("count", addr.raw() + (i - at) as u64, "count", "0 to 2^32-1", new)
+        })?;
         w.freed |= zeroed > 0;
         Ok(zeroed)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -17,6 +17,10 @@ const UNSYNCED_BYTES: u64 = 32 << 20;
 /// How long the worker sleeps when nothing happens; a proof follows a flush by about this much.
 const NAP: Duration = Duration::from_millis(5);
 const LONG_NAP: Duration = Duration::from_millis(250);
+/// How long what was deleted waits at most for a nap without commits: those who snapshot, roll back and delete in
+/// quick succession do not wait for the syncs of a checkpoint after each. Whoever waits for the space, or needs it,
+/// makes the checkpoint at once.
+const RECLAIM_WAIT: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -139,7 +143,7 @@ impl Engine {
         self.writable()?;
         let mut did = false;
         for _ in 0..budget.max(1) {
-            if !self.step_once(true)? {
+            if !self.step_once(true, true)? {
                 break;
             }
             did = true;
@@ -147,8 +151,10 @@ impl Engine {
         Ok(did)
     }
 
-    /// `quiet`: no commit was made for a while, so a proof is worth its write.
-    fn step_once(&self, quiet: bool) -> Result<bool> {
+    /// `quiet`: no commit was made for a while, so a proof is worth its write. `reclaim`: what was deleted has waited
+    /// long enough.
+    fn step_once(&self, quiet: bool, reclaim: bool) -> Result<bool> {
+        self.buffers.want(&*self.device);
         if self.buffers.has_full() > 0 {
             self.buffers.write_full(&*self.device, 0)?;
         }
@@ -164,7 +170,7 @@ impl Engine {
         }
         let half_log = self.log.lock().used > self.space.geometry.log_blocks / 2;
         let half_cache = self.dirty_pages() > self.space.dirty_limit / 2;
-        if half_log || half_cache || self.reclaim_pending()? {
+        if half_log || half_cache || (reclaim && self.reclaim_pending()?) {
             self.checkpoint()?;
             return Ok(true);
         }
@@ -198,6 +204,7 @@ impl Engine {
 fn work(weak: &Weak<Engine>) {
     let mut nap = NAP;
     let mut quiet = 0u32;
+    let mut calm = Instant::now();
     loop {
         let Some(engine) = weak.upgrade() else { return };
         let cuts = engine.cuts.load(Ordering::Relaxed);
@@ -212,7 +219,11 @@ fn work(weak: &Weak<Engine>) {
             return;
         }
         let still = engine.cuts.load(Ordering::Relaxed) == cuts;
-        match engine.writable().and_then(|()| engine.step_once(still)) {
+        let reclaim = still || calm.elapsed() >= RECLAIM_WAIT;
+        if reclaim {
+            calm = Instant::now();
+        }
+        match engine.writable().and_then(|()| engine.step_once(still, reclaim)) {
             Ok(true) => (nap, quiet) = (NAP, 0),
             // An error here is not lost: it latched the pool, or the next caller meets it again.
             Ok(false) | Err(_) => {

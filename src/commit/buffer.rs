@@ -9,7 +9,9 @@
 //! - F4 Blocks set aside for the next leases of a frame are named by nobody. A freeze gives them back first.
 //!
 //! Frames whose blocks the device has are kept as long as there is no better use for them: what was just
-//! written is what is read next, and large writes go past the host's page cache.
+//! written is what is read next, and large writes go past the host's page cache. Blocks that have been read from
+//! such a frame are asked for by the host's cache when the frame is used again: they would be read from the device
+//! the next time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 pub(crate) const SLOTS: usize = if cfg!(snapvol_shuttle) { 4 } else { 256 };
 /// Frames filled at once, by different threads.
 const SHARDS: usize = 4;
+/// Blocks that the host's cache is to be asked for, at most; what is beyond is read from the device when it is needed.
+const WANTED: usize = 2048;
 /// Blocks set aside for the next leases, so that most of them ask nobody.
 const AHEAD: u64 = if cfg!(snapvol_shuttle) { 2 } else { 64 };
 
@@ -61,6 +65,8 @@ pub(crate) struct Frame {
     written: AtomicUsize,
     /// Held while the device is being written.
     writing: Mutex<()>,
+    /// Slots that were read after they had been written, a bit each.
+    read: [std::sync::atomic::AtomicU64; SLOTS.div_ceil(64)],
 }
 
 impl Frame {
@@ -73,6 +79,7 @@ impl Frame {
             unfilled: AtomicUsize::new(0),
             written: AtomicUsize::new(0),
             writing: Mutex::new(()),
+            read: Default::default(),
         })
     }
 
@@ -123,16 +130,30 @@ impl Frame {
         Ok(from == SLOTS)
     }
 
-    /// Makes the frame empty. The device has all of its blocks.
-    fn clear(&self) {
+    /// Notes that a slot was read, if the device has it.
+    #[inline]
+    fn was_read(&self, slot: usize) {
+        let (word, bit) = (&self.read[slot / 64], 1 << (slot % 64));
+        if slot < self.written.load(Ordering::Relaxed) && word.load(Ordering::Relaxed) & bit == 0 {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the frame empty. The device has all of its blocks. Those that were read are added to `wanted`.
+    fn clear(&self, wanted: &mut Vec<BlockAddr>) {
         // Whoever still believes that there is something to write must not do it half before and half after.
         let _writing = self.writing.lock();
         let mut fill = self.fill.lock();
         for p in fill.pieces.drain(..) {
             for i in 0..p.len {
                 p.page.leave(p.index + i, self.place(p.slot + i));
+                let (word, bit) = (&self.read[(p.slot + i) / 64], 1 << ((p.slot + i) % 64));
+                if word.load(Ordering::Relaxed) & bit != 0 && wanted.len() < wanted.capacity() {
+                    wanted.push(p.addr + i as u64);
+                }
             }
         }
+        self.read.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         fill.used = 0;
         self.sealed.store(0, Ordering::SeqCst);
         self.written.store(0, Ordering::SeqCst);
@@ -203,6 +224,8 @@ pub(crate) struct Buffers {
     shards: Box<[Mutex<Option<Arc<Frame>>>]>,
     queue: Mutex<Queue>,
     full: AtomicUsize,
+    /// Blocks that were read lately and are in no frame any more.
+    wanted: Mutex<Vec<BlockAddr>>,
     /// Frames that the cache's limit allows.
     most: usize,
     /// Bytes leased since the last sync.
@@ -218,6 +241,7 @@ impl Buffers {
             shards: (0..SHARDS.min(most / 4)).map(|_| Mutex::new(None)).collect(),
             queue: Mutex::default(),
             full: AtomicUsize::new(0),
+            wanted: Mutex::new(Vec::with_capacity(WANTED)),
             most,
             unsynced: AtomicU64::new(0),
         }
@@ -231,7 +255,7 @@ impl Buffers {
         let enough =
             self.frames.read().len() >= if queue.kept.len() >= 4 { self.most / 2 } else { self.most };
         if let Some(frame) = enough.then(|| queue.kept.pop_front()).flatten() {
-            frame.clear();
+            frame.clear(&mut self.wanted.lock());
             return Ok(frame);
         }
         let mut frames = self.frames.write();
@@ -329,7 +353,9 @@ impl Buffers {
     ) -> Option<R> {
         let place = page.place(index);
         let (frame, slot) = self.frame_of(place)?;
-        frame.slots.with(slot, |bytes| (page.place(index) == place).then(|| each(bytes)))
+        let read = frame.slots.with(slot, |bytes| (page.place(index) == place).then(|| each(bytes)));
+        frame.was_read(slot);
+        read
     }
 
     /// Changes a block in place, if nobody but the writer's own root names it. The checksum follows.
@@ -426,6 +452,21 @@ impl Buffers {
             }
         }
         Ok(())
+    }
+
+    /// Asks the host's cache for blocks that were read from a frame which is used for others now.
+    pub(crate) fn want(&self, device: &dyn Device) {
+        let mut blocks = {
+            let mut wanted = self.wanted.lock();
+            if wanted.is_empty() {
+                return;
+            }
+            std::mem::replace(&mut *wanted, Vec::with_capacity(WANTED))
+        };
+        blocks.sort_unstable();
+        blocks.chunk_by(|a, b| *a + 1 == *b).for_each(|run| {
+            device.will_need(run[0].byte_offset(), run.len() as u64 * BLOCK_BYTES);
+        });
     }
 
     fn keep(&self, frame: &Arc<Frame>) {

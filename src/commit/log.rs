@@ -16,7 +16,7 @@ use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr, ObjectId};
 
 /// Data blocks that a record may carry instead of sending them home first (32 KiB).
 const INLINE_BLOCKS: u64 = 8;
-/// Most blocks in both copies of a record that carries its data.
+/// Most blocks in both copies of a record that goes past the page cache.
 const SMALL_BLOCKS: usize = 32;
 /// Carried blocks that may wait for their way home.
 const HOMELESS_BLOCKS: usize = 128;
@@ -200,10 +200,12 @@ impl Engine {
         if (log.used + need + kept > log_blocks || log.blocked) && !freezing {
             return Err(Halt::LogFull);
         }
-        // What may fail without harm comes before the cut: maps are looked up, and most of the data is on its way
-        // home already.
+        // What may fail without harm comes before the cut: maps are looked up, and data goes home unless the record
+        // is going to carry it.
         let _at_hand = self.objects_in(&steps)?;
-        if !steps.is_empty() {
+        let carried = self.buffers.unsynced.load(Ordering::SeqCst) <= INLINE_BLOCKS * BLOCK_BYTES
+            && self.buffers.waiting_blocks() <= HOMELESS_BLOCKS;
+        if !steps.is_empty() && !carried {
             self.buffers.write_sealed(&*self.device)?;
         }
         self.cuts.fetch_add(1, Ordering::SeqCst);
@@ -330,6 +332,8 @@ impl Engine {
         if groups.is_empty() && steps.is_empty() {
             return self.buffers.write_sealed(&*self.device);
         }
+        // Sealed blocks that the device does not have are named by this record or carried by an earlier one: each
+        // commit leaves no others behind. Where this one names none, nothing has to go home for it.
         let data = groups.iter().flat_map(|(_, c)| c).filter(|c| c.kind == ChangeKind::Data);
         let blocks: u64 = data.clone().map(|c| c.len).sum();
         let room = self.space.geometry.log_blocks - log.used;
@@ -342,10 +346,10 @@ impl Engine {
                 addrs.map(|addr| self.buffered(addr)).collect::<Result<Option<_>>>()?.unwrap_or_default();
         }
         let mut flags = flags | if freezing { FLAG_FREEZE } else { 0 };
-        if inline.is_empty() {
-            self.buffers.write_sealed(&*self.device)?;
-        } else {
+        if !inline.is_empty() {
             flags |= FLAG_INLINE;
+        } else if blocks > 0 || freezing {
+            self.buffers.write_sealed(&*self.device)?;
         }
         let groups: Result<Vec<Group>> = groups
             .iter()
@@ -366,7 +370,7 @@ impl Engine {
             inline,
             ..Record::default()
         };
-        self.append(log, record)?;
+        self.append(log, record, sync)?;
         log.content = log.sequence;
         Ok(())
     }
@@ -384,8 +388,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes `record` behind the newest one. A failure latches the pool: what the log holds is unknown now.
-    fn append(&self, log: &mut Log, mut record: Record) -> Result<()> {
+    /// Writes `record` behind the newest one, by the shortest way if a sync is going to wait for it. A failure latches
+    /// the pool: what the log holds is unknown now.
+    fn append(&self, log: &mut Log, mut record: Record, sync: bool) -> Result<()> {
         record.epoch = log.epoch;
         record.sequence = log.sequence + 1;
         record.predecessor = log.predecessor;
@@ -400,8 +405,8 @@ impl Engine {
         if log.used + blocks > g.log_blocks {
             return Err(self.poison(Error::LimitExceeded { what: Limited::LogBlocks, limit: g.log_blocks }));
         }
-        // What carries its data is all that the next sync has to wait for.
-        let soon = record.flags & FLAG_INLINE != 0 && blocks <= SMALL_BLOCKS as u64;
+        // Past the page cache, which spares the sync to look for it there.
+        let soon = sync && blocks <= SMALL_BLOCKS as u64;
         if soon {
             for (slot, block) in buf.chunks_exact(BLOCK).enumerate() {
                 log.small.fill(slot, |bytes| bytes.copy_from_slice(block));
@@ -442,7 +447,7 @@ impl Engine {
         if log.proved >= log.durable || log.durable < log.content || room < self.freeze_reserve() + 2 {
             return Ok(false);
         }
-        self.append(&mut log, Record { flags: FLAG_PROOF, ..Record::default() })?;
+        self.append(&mut log, Record { flags: FLAG_PROOF, ..Record::default() }, false)?;
         Ok(true)
     }
 

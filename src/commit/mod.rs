@@ -15,6 +15,7 @@
 //! Lock order: transaction, checkpoint, log, gate, catalogue, object table, map, space. No lock that a reader or writer
 //! needs is held across a device call.
 
+mod ahead;
 mod background;
 mod buffer;
 mod catalogue;

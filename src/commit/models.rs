@@ -42,7 +42,7 @@ pub fn pins() {
 }
 
 /// Readers go through the table, or fill it from a map; a writer moves the block and frees its old place (H1). Two
-/// blocks of the map share one entry of the table.
+/// blocks of the map take one line of the table from each other (H3).
 pub fn hot_blocks() {
     struct Shared {
         pins: Pins,
@@ -67,8 +67,8 @@ pub fn hot_blocks() {
                 let _pin = shared.pins.enter();
                 let at = match shared.hot.get(STATE, LBAS[which]) {
                     Some((at, crc)) => {
-                        assert_eq!(at.raw() as u32, crc, "words of different entries");
-                        assert_eq!(at.raw() as usize % 2, which, "the entry of another block");
+                        assert_eq!(at.raw() as u32, crc, "words of different owners");
+                        assert_eq!(at.raw() as usize % 2, which, "the place of another block");
                         at.raw()
                     }
                     None => {

@@ -21,6 +21,8 @@ use crate::node::{Cx, Held, Miss};
 use crate::trace::event;
 use crate::units::{BLOCK, BLOCK_BYTES, BlockAddr};
 
+/// Blocks of unproven data read at once: 1 MiB.
+const ARRIVED_BLOCKS: usize = 256;
 /// Blocks of log read at once while looking for stray records.
 const SCAN_BLOCKS: u64 = 256;
 
@@ -127,6 +129,7 @@ impl Engine {
         if dropped_to_read_only {
             engine.read_only.store(true, Ordering::Relaxed);
         }
+        engine.expect_leaves(&tail.records)?;
         engine.adopt(&tail)?;
         for record in &tail.records {
             engine.replay(record)?;
@@ -375,38 +378,49 @@ impl Engine {
     /// Whether every data block that the record names is on the medium as written.
     fn data_arrived(&self, record: &Record) -> Result<bool> {
         let inline: HashMap<u64, &Vec<u8>> = record.inline.iter().map(|(a, b)| (*a, b)).collect();
-        let end = self.space.geometry.bytes_for(self.space.index.read().chunks);
-        let mut block = [0; BLOCK];
+        // Blocks that follow each other, however their LBAs lie, are read together.
+        let (mut first, mut sums) = (0, Vec::with_capacity(ARRIVED_BLOCKS));
+        let mut buf = Vec::new();
         for g in &record.groups {
             let mut crcs = g.crcs.iter();
-            for c in g.changes.iter().filter(|c| c.kind == ChangeKind::Data) {
-                for i in 0..c.len {
-                    let addr = BlockAddr::new(c.block + i);
-                    let Some(want) = crcs.next() else { return Ok(false) };
-                    let got = match inline.get(&addr.raw()) {
-                        Some(bytes) => block_crc(bytes),
-                        None => {
-                            if addr.byte_offset() + BLOCK_BYTES > end {
-                                return Ok(false);
-                            }
-                            // A block that cannot be read is not one that never arrived: the caller may
-                            // try again, and nothing has been decided.
-                            let offset = addr.byte_offset();
-                            self.device.read_at(&mut block, offset).map_err(io(
-                                "read",
-                                offset,
-                                BLOCK_BYTES,
-                            ))?;
-                            block_crc(&block)
-                        }
-                    };
-                    if got != *want {
+            let data = g.changes.iter().filter(|c| c.kind == ChangeKind::Data);
+            for addr in data.flat_map(|c| c.block..c.block + c.len) {
+                let Some(want) = crcs.next() else { return Ok(false) };
+                if let Some(bytes) = inline.get(&addr) {
+                    if block_crc(bytes) != *want {
                         return Ok(false);
                     }
+                    continue;
                 }
+                if first + sums.len() as u64 != addr || sums.len() == ARRIVED_BLOCKS {
+                    if !self.run_arrived(first, &sums, &mut buf)? {
+                        return Ok(false);
+                    }
+                    first = addr;
+                    sums.clear();
+                }
+                sums.push(*want);
             }
         }
-        Ok(true)
+        self.run_arrived(first, &sums, &mut buf)
+    }
+
+    /// Whether consecutive blocks have these checksums on the medium.
+    fn run_arrived(&self, first: u64, sums: &[u32], buf: &mut Vec<u8>) -> Result<bool> {
+        let end = self.space.geometry.bytes_for(self.space.index.read().chunks);
+        if sums.is_empty() {
+            return Ok(true);
+        }
+        let (offset, len) = (BlockAddr::new(first).byte_offset(), sums.len() * BLOCK);
+        if offset.saturating_add(len as u64) > end {
+            return Ok(false);
+        }
+        memory::room(buf, len.saturating_sub(buf.len()))?;
+        buf.resize(buf.len().max(len), 0);
+        // A block that cannot be read is not one that never arrived: the caller may try again, and nothing has been
+        // decided.
+        self.device.read_at(&mut buf[..len], offset).map_err(io("read", offset, len as u64))?;
+        Ok(buf.chunks_exact(BLOCK).zip(sums).all(|(block, sum)| block_crc(block) == *sum))
     }
 
     /// R3: every block that any record names, adopted or dropped, is taken before anything is handed out.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -276,6 +277,11 @@ impl Device for FileDevice {
             Err(Errno::WOULDBLOCK) => Ok(false),
             other => Ok(other.map(|()| true)?),
         }
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        // A hint that is not taken costs what it would have saved, nothing else.
+        let _ = fadvise(&self.file, offset, NonZeroU64::new(len), Advice::WillNeed);
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -82,6 +82,11 @@ pub trait Device: Send + Sync + 'static {
     /// Released when the device is dropped, and by the operating system when the process dies.
     fn lock(&self) -> io::Result<bool>;
 
+    /// The range is going to be read: where the host has a cache, it may begin to fill it. Only a hint.
+    fn will_need(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Forgets cached bytes, so that the next reads come from the medium as far as the host allows.
     fn drop_cache(&self) -> io::Result<()>;
 

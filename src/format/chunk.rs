@@ -2,7 +2,7 @@
 
 use super::{NodeRef, Reader, Writer};
 use crate::error::Corruption;
-use crate::units::{BLOCK, BlockAddr, MAX_BLOCK_ADDR};
+use crate::units::{BLOCK, BlockAddr, MAX_BLOCK_ADDR, MAX_RUN_BLOCKS};
 
 /// Entries in every node of the chunk index.
 pub(crate) const FANOUT: u64 = 63;
@@ -217,9 +217,7 @@ impl Counts {
         let width = Self::width_for(value);
         let mut this = Self { width, blocks, packed: vec![0; blocks * width as usize / 8] };
         if value != 0 {
-            for i in 0..blocks {
-                this.store(i, value);
-            }
+            this.pack(0, &vec![value; blocks]);
         }
         this
     }
@@ -261,15 +259,7 @@ impl Counts {
 
     /// Stores `value`, widening the page when it does not fit.
     pub(crate) fn set(&mut self, i: usize, value: u32) {
-        let width = Self::width_for(value);
-        if width > self.width {
-            let mut wide =
-                Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
-            for k in 0..self.blocks {
-                wide.store(k, self.get(k));
-            }
-            *self = wide;
-        }
+        self.widen(Self::width_for(value));
         self.store(i, value);
     }
 
@@ -284,39 +274,113 @@ impl Counts {
         self.packed.len() + size_of::<Self>()
     }
 
+    /// Counts of consecutive blocks from `first` on, one a word. A page is looked at as a whole in this form, with
+    /// one decision about its width instead of one a block.
+    fn unpack(&self, first: usize, out: &mut [u32]) {
+        match self.width {
+            4 => out.iter_mut().zip(first..).for_each(|(to, i)| *to = self.get(i)),
+            8 => out.iter_mut().zip(&self.packed[first..]).for_each(|(to, from)| *to = u32::from(*from)),
+            16 => {
+                let from = self.packed[2 * first..].as_chunks().0;
+                out.iter_mut().zip(from).for_each(|(to, from)| *to = u16::from_le_bytes(*from).into());
+            }
+            _ => {
+                let from = self.packed[4 * first..].as_chunks().0;
+                out.iter_mut().zip(from).for_each(|(to, from)| *to = u32::from_le_bytes(*from));
+            }
+        }
+    }
+
+    /// The other way round. The counts fit the width.
+    fn pack(&mut self, first: usize, counts: &[u32]) {
+        match self.width {
+            4 => counts.iter().zip(first..).for_each(|(count, i)| self.store(i, *count)),
+            8 => {
+                let to = self.packed[first..].iter_mut();
+                to.zip(counts).for_each(|(to, count)| *to = *count as u8);
+            }
+            16 => {
+                let to = self.packed[2 * first..].as_chunks_mut().0.iter_mut();
+                to.zip(counts).for_each(|(to, count)| *to = (*count as u16).to_le_bytes());
+            }
+            _ => {
+                let to = self.packed[4 * first..].as_chunks_mut().0.iter_mut();
+                to.zip(counts).for_each(|(to, count)| *to = count.to_le_bytes());
+            }
+        }
+    }
+
+    /// Hands all counts, one a word, to `look`.
+    fn look<R>(&self, look: impl FnOnce(&[u32]) -> R) -> R {
+        let mut all = [0; MAX_RUN_BLOCKS as usize];
+        let all = &mut all[..self.blocks];
+        self.unpack(0, all);
+        look(all)
+    }
+
+    /// Adds `delta` to the counts of `len` blocks from `first` on. Returns how many came to zero, or, with no effect,
+    /// the first count that would leave the range of counts and what it would be.
+    pub(crate) fn add(&mut self, first: usize, len: usize, delta: i64) -> Result<u64, (usize, i64)> {
+        if len == 1 {
+            let new = i64::from(self.get(first)) + delta;
+            let count = u32::try_from(new).map_err(|_| (first, new))?;
+            self.set(first, count);
+            return Ok(u64::from(count == 0));
+        }
+        let mut counts = [0; MAX_RUN_BLOCKS as usize];
+        let counts = &mut counts[..len];
+        self.unpack(first, counts);
+        let (mut most, mut zeroed) = (0, 0);
+        for (i, count) in counts.iter_mut().enumerate() {
+            let new = i64::from(*count) + delta;
+            *count = u32::try_from(new).map_err(|_| (first + i, new))?;
+            most = most.max(*count);
+            zeroed += u64::from(*count == 0);
+        }
+        self.widen(Self::width_for(most));
+        self.pack(first, counts);
+        Ok(zeroed)
+    }
+
     /// The one value that all blocks have, if they have one.
     pub(crate) fn is_uniform(&self) -> Option<u32> {
         let first = self.get(0);
-        (1..self.blocks).all(|i| self.get(i) == first).then_some(first)
+        self.look(|all| all.iter().all(|count| *count == first).then_some(first))
+    }
+
+    fn widen(&mut self, width: u8) {
+        if width > self.width {
+            self.rewrite(width);
+        }
     }
 
     /// Narrows to the least width that holds every count.
     pub(crate) fn narrow(&mut self) {
-        let max = (0..self.blocks).map(|i| self.get(i)).max().unwrap_or(0);
-        let width = Self::width_for(max);
-        if width < self.width {
-            let mut narrow =
-                Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
-            for k in 0..self.blocks {
-                narrow.store(k, self.get(k));
-            }
-            *self = narrow;
+        let most = self.look(|all| all.iter().copied().fold(0, u32::max));
+        if Self::width_for(most) < self.width {
+            self.rewrite(Self::width_for(most));
         }
+    }
+
+    /// The same counts in another width, which holds all of them.
+    fn rewrite(&mut self, width: u8) {
+        let mut other =
+            Self { width, blocks: self.blocks, packed: vec![0; self.blocks * width as usize / 8] };
+        self.look(|all| other.pack(0, all));
+        *self = other;
     }
 
     /// Free blocks and the longest run of them.
     pub(crate) fn free_and_longest(&self) -> (u16, u16) {
-        let (mut free, mut run, mut longest) = (0u16, 0u16, 0u16);
-        for i in 0..self.blocks {
-            if self.get(i) == 0 {
-                free += 1;
-                run += 1;
+        self.look(|all| {
+            let (mut free, mut run, mut longest) = (0u16, 0u16, 0u16);
+            for count in all {
+                run = if *count == 0 { run + 1 } else { 0 };
+                free += u16::from(*count == 0);
                 longest = longest.max(run);
-            } else {
-                run = 0;
             }
-        }
-        (free, longest)
+            (free, longest)
+        })
     }
 
     pub(crate) fn encode(&self, page: &mut [u8; BLOCK]) {
@@ -347,13 +411,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_behave_like_an_array(ops in proptest::collection::vec((0usize..64, 0u32..0x2_0000), 0..200)) {
+        fn counts_behave_like_an_array(
+            ops in proptest::collection::vec((0usize..64, 0u32..0x2_0000, 0usize..64, -3i64..20), 0..200),
+        ) {
             let mut counts = Counts::uniform(64, 0);
             let mut model = [0u32; 64];
-            for (i, v) in ops {
+            for (i, v, len, delta) in ops {
                 counts.set(i, v);
                 model[i] = v;
+                let end = (i + len).min(64);
+                let before = counts.clone();
+                let low = (i..end).find(|&k| i64::from(model[k]) + delta < 0);
+                match counts.add(i, end - i, delta) {
+                    Ok(zeroed) => {
+                        prop_assert_eq!(low, None);
+                        model[i..end].iter_mut().for_each(|v| *v = (i64::from(*v) + delta) as u32);
+                        prop_assert_eq!(zeroed, model[i..end].iter().filter(|v| **v == 0).count() as u64);
+                    }
+                    Err((at, new)) => {
+                        prop_assert_eq!((low, &counts), (Some(at), &before));
+                        prop_assert_eq!(i64::from(model[at]) + delta, new);
+                    }
+                }
             }
+            let runs = model.split(|v| *v != 0).map(<[u32]>::len);
+            let free = model.iter().filter(|v| **v == 0).count();
+            prop_assert_eq!(counts.free_and_longest(), (free as u16, runs.max().unwrap_or(0) as u16));
+            prop_assert_eq!(counts.is_uniform(), model.iter().all(|v| *v == model[0]).then_some(model[0]));
             for (i, v) in model.iter().enumerate() {
                 prop_assert_eq!(counts.get(i), *v);
             }
