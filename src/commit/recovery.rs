@@ -118,6 +118,9 @@ impl Engine {
             let ring = engine.space.geometry.log_blocks;
             engine.refuse_if_newer(&sb, if slots.both { FIRST_BLOCKS.min(ring) } else { ring })?;
             if !read_only {
+                // A close whose last sync failed may have left that superblock in the host's cache alone. Before the
+                // older pair is given up the medium has it: the same bytes once more, and a sync that must succeed.
+                engine.write_superblock(&sb)?;
                 engine.begin_epoch(&sb)?;
             }
             return Ok(engine.start());

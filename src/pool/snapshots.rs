@@ -171,6 +171,16 @@ impl Batch<'_> {
     /// # Errors
     /// As [`Pool::rollback`].
     pub fn rollback_with(&mut self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
+        let (volume, record) = self.may_roll_back(id, options)?;
+        self.roll_back(id, volume, record)
+    }
+
+    /// The volume that is to be rolled back, if nothing forbids it.
+    fn may_roll_back(
+        &mut self,
+        id: SnapshotId,
+        options: RollbackOptions,
+    ) -> Result<(VolumeId, VolumeRecord)> {
         let snapshot = catalogue::need_snapshot(self.table(), id)?;
         if let Some(meant) = options.volume {
             catalogue::need_volume(self.table(), meant)?;
@@ -180,7 +190,7 @@ impl Batch<'_> {
             }
         }
         let volume = snapshot.volume;
-        let mut record = catalogue::need_volume(self.table(), volume)?;
+        let record = catalogue::need_volume(self.table(), volume)?;
         if snapshot.backup_owned {
             return Err(Error::Unsupported(format!(
                 "snapshot {id} belongs to a backup: restore the backup instead of rolling back"
@@ -195,6 +205,10 @@ impl Batch<'_> {
         if !options.live && !self.alone(volume.object(), VolumeStatus::Rollbacking.as_str()) {
             return Err(wrong_status(volume, VolumeStatus::InUse, "rollback"));
         }
+        Ok((volume, record))
+    }
+
+    fn roll_back(&mut self, id: SnapshotId, volume: VolumeId, mut record: VolumeRecord) -> Result<Volume> {
         let was = std::mem::replace(&mut record.status, VolumeStatus::Available);
         if was != VolumeStatus::Available {
             self.stage(|stage| catalogue::update_volume(stage, volume, &record))?;
@@ -295,9 +309,9 @@ impl Pool {
     pub fn rollback_with(&self, id: SnapshotId, options: RollbackOptions) -> Result<Volume> {
         let begun = Cell::new(None);
         let done = self.transact(|batch| {
-            let volume = batch.rollback_with(id, options)?;
-            begun.set(Some(volume.id));
-            Ok(volume)
+            let (volume, record) = batch.may_roll_back(id, options)?;
+            begun.set(Some(volume));
+            batch.roll_back(id, volume, record)
         });
         if let (Err(Error::Corrupt(_)), Some(volume)) = (&done, begun.get()) {
             // It was not refused but failed, and the volume says so. If not even that can be stored, the

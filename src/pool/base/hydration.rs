@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::commit::{Base, base_key};
 use crate::error::{Error, Result, StateRule};
+use crate::pool::batch::Batch;
 use crate::pool::catalogue;
 use crate::pool::pool::{Inner, Pool};
 use crate::units::{BLOCK_BYTES, BaseId, ObjectId};
@@ -116,6 +117,8 @@ struct Work {
     size_bytes: u64,
     /// Its place among the users (Y2).
     user: ObjectId,
+    /// It is no user any more.
+    gone: bool,
     _alone: Alone,
 }
 
@@ -161,7 +164,7 @@ impl Work {
         // It cannot go from here on.
         let base = inner.engine.base(id.object())?.ok_or_else(|| Error::not_found("base", id))?;
         let inner = Arc::clone(inner);
-        let work = Self { inner, id, base, size_bytes: record.size_bytes, user, _alone: alone };
+        let work = Self { inner, id, base, size_bytes: record.size_bytes, user, gone: false, _alone: alone };
         if !work.base.is_supplied() {
             return Err(Error::InvalidState {
                 object: "base",
@@ -174,7 +177,7 @@ impl Work {
         Ok(Some(work))
     }
 
-    fn run(self, each: &mut dyn FnMut(Hydration) -> ControlFlow<()>) -> Result<()> {
+    fn run(mut self, each: &mut dyn FnMut(Hydration) -> ControlFlow<()>) -> Result<()> {
         let engine = &self.inner.engine;
         while let Some(filled) = engine.fill_base(&self.base)? {
             let (position, size_bytes) = ((filled * BLOCK_BYTES).min(self.size_bytes), self.size_bytes);
@@ -185,28 +188,35 @@ impl Work {
                 return Err(Error::not_found("base", self.id));
             }
         }
-        // X7: durable together with the last block.
+        // X7: durable together with the last block. The place among the users goes in the same step, so that nothing
+        // can fail behind it.
         self.inner.transact(|batch| {
             let record = self.inner.need_base_record(batch.table(), self.id)?;
             batch.stage(|stage| {
                 stage.put(base_key(self.id.object()), record.completed().encode());
                 Ok(())
-            })
+            })?;
+            self.leave(batch)
         })?;
+        self.gone = true;
         self.base.let_go();
         Ok(())
+    }
+
+    fn leave(&self, batch: &mut Batch<'_>) -> Result<()> {
+        batch.stage(|stage| {
+            catalogue::remove_ephemeral(stage, self.user);
+            Ok(())
+        })?;
+        batch.trash_unwatched(self.user)
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // If this fails it stays until the pool is opened the next time.
-        let _ = self.inner.transact(|batch| {
-            batch.stage(|stage| {
-                catalogue::remove_ephemeral(stage, self.user);
-                Ok(())
-            })?;
-            batch.trash_unwatched(self.user)
-        });
+        if !self.gone {
+            // If this fails it stays until the pool is opened the next time.
+            let _ = self.inner.transact(|batch| self.leave(batch));
+        }
     }
 }
