@@ -462,7 +462,8 @@ impl Engine {
                 return Ok(());
             }
             let moved = self.counters.reclaim_steps.load(Ordering::Relaxed) != walked;
-            if !(worth && moved && self.reclaim_pending()?) && !self.space.grow_again()? {
+            let goes_on = worth && moved && self.reclaim_pending()?;
+            if !goes_on && !self.space.grow_again()? {
                 return Err(Error::OutOfSpace { needed_bytes: BLOCK_BYTES, available_bytes: 0 });
             }
         }

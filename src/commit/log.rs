@@ -202,7 +202,7 @@ impl Engine {
         }
         // What may fail without harm comes before the cut: maps are looked up, and data goes home that the record is
         // not going to carry.
-        let _at_hand = self.objects_in(&steps)?;
+        let _at_hand = self.objects_in(steps)?;
         let carried = self.buffers.unsynced.load(Ordering::SeqCst) <= INLINE_BLOCKS * BLOCK_BYTES
             && self.buffers.waiting_blocks() <= HOMELESS_BLOCKS;
         if !steps.is_empty() && !carried {
