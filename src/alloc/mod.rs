@@ -19,11 +19,12 @@ mod bits;
 mod index;
 mod ledger;
 mod pages;
+mod reserve;
 mod space;
 
 pub(crate) use bits::Bits;
 pub(crate) use index::IndexNode;
 pub(crate) use ledger::{Ledger, Sink};
 pub(crate) use pages::ChecksumPage;
+pub(crate) use reserve::{DISCARD_QUARTERS, GREAT_DISCARD_QUARTERS, GROWTH_QUARTERS};
 pub(crate) use space::{Claim, IndexRoot, PoolBlocks, Run, Space};
-pub(crate) use space::{DISCARD_QUARTERS, GREAT_DISCARD_QUARTERS, GROWTH_QUARTERS};

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Bits;
 use super::index::{self, Want};
 use super::pages::ChecksumPage;
+use super::reserve::GROWTH_QUARTERS;
 use crate::error::{Corruption, Error, Result};
 use crate::format::NodeRef;
 use crate::format::chunk::{ChunkEntry, ChunkKind};
@@ -23,17 +24,6 @@ const HEALED_CHUNKS: usize = 64;
 
 /// Free runs shorter than twice this are holes.
 const SHORT: u16 = 16;
-/// Nodes that may be dirty at once, at least.
-const LEAST_DIRTY: u64 = 8;
-/// Nodes that one transaction changes, at most, unless it is a long one.
-const TRANSACTION_NODES: u64 = 64;
-/// Quarters of the metadata reserve at which calls stop that make the metadata grow. Data that fills holes between
-/// other data is one of them: it takes no chunk, but its maps do.
-pub(crate) const GROWTH_QUARTERS: u64 = 5;
-/// At which discards stop: they give blocks back, but may split extents.
-pub(crate) const DISCARD_QUARTERS: u64 = 4;
-/// At which discards of great ranges stop: these give more back than they split.
-pub(crate) const GREAT_DISCARD_QUARTERS: u64 = 2;
 /// Free chunks that are kept ready while the pool may grow: 64 MiB.
 const AHEAD_CHUNKS: u64 = 16;
 
@@ -55,7 +45,7 @@ pub(crate) struct Run {
 }
 
 /// What happened to a data chunk since the last durable checkpoint.
-struct Touched {
+pub(super) struct Touched {
     /// Free in the last durable checkpoint.
     base_free: Bits,
     /// Taken before the freeze of the checkpoint under way.
@@ -68,7 +58,7 @@ struct Touched {
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     touched: BTreeMap<u64, Touched>,
     /// Free runs found and not yet handed out.
     found: VecDeque<(u64, usize, usize)>,
@@ -82,7 +72,7 @@ struct State {
     /// Promised to writers, not yet taken.
     claimed: u64,
     /// Free chunks that data has opened since the last durable checkpoint.
-    opened: u64,
+    pub(super) opened: u64,
     /// Free chunks that the checkpoint under way uses for metadata.
     meta_opened: Vec<u64>,
     /// Chunks whose pages are damaged, and their free blocks: not offered.
@@ -123,19 +113,19 @@ pub(crate) struct Space {
     pub(crate) geometry: Geometry,
     pub(crate) store: Arc<Store>,
     pub(crate) index: RwLock<IndexRoot>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Held while looking for free runs, so that nobody looks twice and `state` is free meanwhile.
     refill: Mutex<()>,
-    limit_bytes: u64,
+    pub(super) limit_bytes: u64,
     /// The engine's latch.
     poisoned: Arc<AtomicBool>,
     /// Nodes that may be dirty at once: twice this, and pages, are reserved for metadata (P7).
     pub(crate) dirty_limit: u64,
     /// So little is left for metadata that data may not even fill holes (see [`metadata_is_short`](Self::metadata_is_short)).
     /// Metadata grows by checkpoints, so each of them looks.
-    tight: AtomicBool,
+    pub(super) tight: AtomicBool,
     /// The device refused to grow when it was last asked: what is free counts within its present size.
-    full_host: AtomicBool,
+    pub(super) full_host: AtomicBool,
     host_end: AtomicU64,
     /// Chunks whose pages are held in memory until the next checkpoint.
     touched: AtomicU64,
@@ -173,66 +163,9 @@ impl Space {
         space
     }
 
-    /// Whoever filled the pool may have had a smaller cache and set less aside: of what is left, only so many nodes
-    /// may be dirty at once that data is refused, and discards are not.
-    fn affordable(&self, dirty_limit: u64) -> u64 {
-        let index = self.index.read();
-        let free = self.metadata_free(&index, &self.state.lock());
-        let others = self.reserve_blocks(index.chunks) - 2 * self.reserved_nodes();
-        let nodes = (free / 6 * 4).saturating_sub(others) / 2;
-        dirty_limit.min(nodes).max(LEAST_DIRTY)
-    }
-
     /// Chunks whose pages the next checkpoint has to write. Each counts as a dirty node does.
     pub(crate) fn touched_chunks(&self) -> u64 {
         self.touched.load(Ordering::Relaxed)
-    }
-
-    /// Blocks that metadata may still need (A5): all nodes that may be dirty, twice, the index, and for every chunk
-    /// three pages while a checkpoint writes all of them anew, and two of counts where giving back ends a uniform one.
-    pub(crate) fn reserve_blocks(&self, chunks: u64) -> u64 {
-        2 * self.reserved_nodes() + 5 * chunks + 4 * (chunks / crate::format::chunk::FANOUT + 2) + 8
-    }
-
-    /// However few may be dirty, one transaction changes some dozens of nodes.
-    fn reserved_nodes(&self) -> u64 {
-        let least = (self.limit_bytes / BLOCK_BYTES / 16).min(TRANSACTION_NODES);
-        self.dirty_limit.max(least)
-    }
-
-    /// Whether what is left for metadata is less than so many quarters of the reserve, and `more` blocks. Data takes
-    /// no further chunk at six; [`GROWTH_QUARTERS`] and [`DISCARD_QUARTERS`] say who stops next. What only gives back
-    /// never stops, and a whole reserve is there for it (P7).
-    pub(crate) fn metadata_is_short(&self, quarters: u64, more: u64) -> bool {
-        self.is_short(&self.index.read(), &self.state.lock(), quarters, more)
-    }
-
-    fn is_short(&self, index: &IndexRoot, s: &State, quarters: u64, more: u64) -> bool {
-        self.metadata_free(index, s) < self.reserve_blocks(index.chunks) / 4 * quarters + more
-    }
-
-    /// Blocks that metadata can still have, in chunks of its own, in free ones, and where the pool may yet grow.
-    fn metadata_free(&self, index: &IndexRoot, s: &State) -> u64 {
-        let g = &self.geometry;
-        let most = if self.store.device.can_grow() && !self.full_host.load(Ordering::Relaxed) {
-            self.limit_bytes.saturating_sub(g.bytes_for(0)) / (g.blocks_per_chunk * BLOCK_BYTES)
-        } else {
-            index.chunks
-        };
-        let used = index.totals.data_chunks + index.totals.meta_chunks + s.opened;
-        most.max(index.chunks).saturating_sub(used) * g.blocks_per_chunk + index.totals.meta_free
-    }
-
-    /// Whether writers have to ask for room for metadata, too: data that fills holes needs maps as well.
-    #[inline]
-    pub(crate) fn is_tight(&self) -> bool {
-        self.tight.load(Ordering::Relaxed)
-    }
-
-    /// Blocks of metadata in use: no transaction changes more than all of it.
-    pub(crate) fn metadata_blocks(&self) -> u64 {
-        let totals = self.index.read().totals;
-        (totals.meta_chunks * self.geometry.blocks_per_chunk).saturating_sub(totals.meta_free)
     }
 
     fn free_chunks_for_data(&self, index: &IndexRoot, s: &State) -> u64 {
