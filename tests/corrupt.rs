@@ -35,10 +35,9 @@ fn places(subject: &Subject) -> Vec<(usize, u8)> {
     let length = subject.medium.len().unwrap() as usize;
     // The bit changes from byte to byte and from block to block.
     let bit = |at: usize| ((at + at / BLOCK) % 8) as u8;
-    let full = std::env::var("SNAPVOL_FULL").unwrap_or_default();
-    let (all, place): (usize, Box<dyn Fn(usize) -> (usize, u8)>) = match full.as_str() {
-        "1" => (length * 8, Box::new(|at| (at / 8, (at % 8) as u8))),
-        "bytes" => (length, Box::new(|at| (at, bit(at)))),
+    let bits = match std::env::var("SNAPVOL_FULL").as_deref() {
+        Ok("1") => 8,
+        Ok("bytes") => 1,
         _ => {
             let mut used = vec![false; length.div_ceil(BLOCK)];
             subject.used_blocks().into_iter().for_each(|block| used[block] = true);
@@ -46,7 +45,8 @@ fn places(subject: &Subject) -> Vec<(usize, u8)> {
             return some.map(|at| (at, bit(at))).collect();
         }
     };
-    let (nth, of) = part();
+    let ((nth, of), all) = (part(), length * bits);
+    let place = |at: usize| if bits == 1 { (at, bit(at)) } else { (at / 8, (at % 8) as u8) };
     (all * (nth - 1) / of..all * nth / of).map(place).collect()
 }
 
