@@ -219,6 +219,10 @@ fn work(weak: &Weak<Engine>) {
             return;
         }
         let still = engine.cuts.load(Ordering::Relaxed) == cuts;
+        if !still {
+            // Whatever is to follow the commit follows after a short nap.
+            (nap, quiet) = (NAP, 0);
+        }
         let reclaim = still || calm.elapsed() >= RECLAIM_WAIT;
         if reclaim {
             calm = Instant::now();
