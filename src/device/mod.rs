@@ -25,6 +25,10 @@ pub(crate) use words::Words;
 /// Where a pool lives. All offsets and lengths are bytes.
 ///
 /// Implementations are called from several threads at once.
+///
+/// # Errors
+/// Every method returns the host's error as it came, with its kind where the method names one: the pool tells from it
+/// whether a call is worth another try. A call that fails may have been done in part, and promises nothing.
 pub trait Device: Send + Sync + 'static {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
